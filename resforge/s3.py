@@ -1,0 +1,196 @@
+"""The one S3 client that both sides use: a few verbs over boto3, portable from AWS to small servers."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class StorageError(Exception):
+    """Object storage: {detail}"""
+
+
+class StorageUnavailable(StorageError):
+    """Object storage does not answer, or answers with a server's error. Trying again may help."""
+
+
+class StorageRefused(StorageError):
+    """Object storage refuses: wrong keys, no such bucket, no right to do this. Trying again will not help."""
+
+
+class ObjectNotFound(StorageError):
+    """There is no such object."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object as a listing shows it. `size` is in bytes."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Presigned:
+    """An address to download one object from until `expires_at`, without keys."""
+
+    url: str
+    expires_at: datetime
+
+
+class ObjectStore:
+    """One bucket.
+
+    Keys come from boto3's own chain (environment, files, instance roles); they never pass through our settings.
+    Every method raises StorageUnavailable or StorageRefused; reading what is absent raises ObjectNotFound.
+
+    Args:
+        bucket: the bucket's name.
+        endpoint: the server's URL; None for AWS.
+        public_endpoint: the URL by which users reach the same server, for presigned URLs; None where it is the same.
+        timeout_s: seconds to wait for a connection, and for each read of an answer.
+        attempts: tries of one request in all, with growing pauses.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        endpoint: str | None = None,
+        public_endpoint: str | None = None,
+        timeout_s: float = 10.0,
+        attempts: int = 4,
+    ) -> None:
+        self.bucket = bucket
+        self.endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        self._client = self._connect(endpoint)
+        public = public_endpoint or endpoint
+        self._signer = self._client if public == endpoint else self._connect(public)
+
+    def _connect(self, endpoint: str | None) -> "S3Client":
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=endpoint,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=self._timeout_s,
+                read_timeout=self._timeout_s,
+                retries={"mode": "standard", "total_max_attempts": self._attempts},
+                # Small servers know no trailing checksums; our manifests carry SHA-256 in any case.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path"} if endpoint else {},
+            ),
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn botocore's errors into ours, which say where and whether trying again may help."""
+        where = f"{self.endpoint or 'S3'}, bucket {self.bucket}"
+        try:
+            yield
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404", "NotFound"):
+                raise ObjectNotFound(f"{where}: {error}") from error
+            if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
+                raise StorageUnavailable(f"{where}: {error}") from error
+            raise StorageRefused(f"{where}: {error}") from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"{where}: {error}") from error
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        with self._translated():
+            try:
+                self._client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+                    raise
+                self._client.create_bucket(Bucket=self.bucket)
+
+    def check(self) -> None:
+        """Return when the bucket is there and may be listed."""
+        with self._translated():
+            self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+
+    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        with self._translated():
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a file, in parts where it is large."""
+        with self._translated():
+            self._client.upload_file(str(path), self.bucket, key)
+
+    def get(self, key: str) -> bytes:
+        with self._translated():
+            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def find(self, key: str) -> bytes | None:
+        """The object's bytes, or None where there is no such object."""
+        try:
+            return self.get(key)
+        except ObjectNotFound:
+            return None
+
+    def download(self, key: str, path: Path) -> str:
+        """Write an object to a file and return the SHA-256 of what was written, in hex."""
+        with self._translated():
+            digest = hashlib.sha256()
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            with path.open("wb") as file:
+                for chunk in body.iter_chunks(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
+            return digest.hexdigest()
+
+    def list_objects(self, prefix: str, *, after: str | None = None) -> list[ObjectInfo]:
+        """Every object under the prefix, by key; only those whose key is greater than `after`, if given."""
+        with self._translated():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, StartAfter=after or ""
+            )
+            return [
+                ObjectInfo(item["Key"], item["Size"], item["LastModified"])
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is absent is no error."""
+        with self._translated():
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Remove every object under the prefix and return how many there were."""
+        objects = self.list_objects(prefix)
+        for item in objects:
+            self.delete(item.key)
+        return len(objects)
+
+    def presign(self, key: str, *, expires_s: int = 3600) -> Presigned:
+        """An address at the public endpoint from which anyone can GET the object until it expires."""
+        with self._translated():
+            expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
+            url = self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=expires_s
+            )
+            return Presigned(url, expires_at)

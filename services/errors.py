@@ -1,0 +1,65 @@
+"""One exception for each thing that a caller can act on. services/api/problems.py maps them to HTTP."""
+
+
+class ServiceError(Exception):
+    """The base of what the services raise on purpose."""
+
+
+class Unauthenticated(ServiceError):
+    """No valid API key came with the request."""
+
+
+class ProjectNotFound(ServiceError):
+    """There is no such project, or the key is for another."""
+
+
+class ProjectExists(ServiceError):
+    """A project of that name exists already."""
+
+
+class KeyNotFound(ServiceError):
+    """There is no such API key."""
+
+
+class JobNotFound(ServiceError):
+    """There is no such job in this project."""
+
+
+class DatasetNotFound(ServiceError):
+    """No dataset of that name is registered."""
+
+
+class CheckpointNotFound(ServiceError):
+    """The job has no such checkpoint."""
+
+
+class JobNotTerminal(ServiceError):
+    """The job has not ended, and only ended jobs can be deleted."""
+
+
+class JobEnded(ServiceError):
+    """The job has ended, and an ended job never changes."""
+
+
+class GenerationMismatch(ServiceError):
+    """The job was changed by somebody else since it was read."""
+
+
+class IdempotencyConflict(ServiceError):
+    """The Idempotency-Key was used before with another body."""
+
+
+class InvalidCursor(ServiceError):
+    """The cursor is not one that this API gave."""
+
+
+class Stale(ServiceError):
+    """A compare-and-set found that the job had changed. Read it again."""
+
+
+class Fenced(ServiceError):
+    """The lease is no longer held; another controller acts."""
+
+
+class IllegalTransition(ServiceError):
+    """The state machine has no such transition."""

@@ -1,0 +1,1 @@
+"""Launchers start, observe and stop attempts on something that runs them."""

@@ -1,0 +1,1 @@
+"""What runs on the workers: networks, data, the training loop, checkpoints and evaluation."""

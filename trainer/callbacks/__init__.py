@@ -1,0 +1,1 @@
+"""What is attached to the training loop: reporting, checkpoints, control."""
