@@ -1,0 +1,130 @@
+"""From stored pixels to a network's input: augmentation on uint8 batches, and normalisation on the device.
+
+Augmentation takes each image's random numbers as an argument. They depend on (seed, epoch, index) alone, so an image
+is cropped the same way whatever the number of workers, the batch that it lies in, and where a run was resumed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from resforge.spec import AugmentSpec
+
+# Random numbers that one image takes: where its crop lies (down, across), whether it is mirrored, and its scale.
+NUMBERS = 4
+
+
+def crop_and_flip(images: np.ndarray, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    """Random crops of the old size after zero padding, half of them mirrored (He et al. 2015, section 4.2).
+
+    Args:
+        images: (N, H, W, C) uint8.
+        numbers: (N, NUMBERS) in [0, 1).
+        augment: how far to pad and whether to mirror; its scale is not for images of one size.
+
+    Returns:
+        (N, H, W, C) uint8.
+    """
+    if not augment.pad and not augment.flip:
+        return images
+    count, height, width, _ = images.shape
+    pad = augment.pad
+    top, left = (_pick(numbers[:, axis], 2 * pad + 1)[:, None] for axis in (0, 1))
+    rows = top + np.arange(height)
+    columns = left + np.arange(width)
+    if augment.flip:
+        columns = np.where(_mirrored(numbers)[:, None], columns[:, ::-1], columns)
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
+    return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    """A random crop of an image whose shorter side was drawn from `augment.scale` (He et al. 2015, section 3.4).
+
+    Without a scale the shorter side is that of the test. `pad` widens where the crop may lie, over zeros.
+
+    Returns:
+        (size, size, C) uint8.
+    """
+    if augment.scale:
+        least, most = augment.scale
+        side = least + int(_pick(numbers[3], most - least + 1))
+    else:
+        side = test_side(size)
+    image = _resize(image, side)
+    pad = augment.pad
+    top = int(_pick(numbers[0], image.height + 2 * pad - size + 1)) - pad
+    left = int(_pick(numbers[1], image.width + 2 * pad - size + 1)) - pad
+    pixels = _pixels(image.crop((left, top, left + size, top + size)))
+    return pixels[:, ::-1] if augment.flip and _mirrored(numbers) else pixels
+
+
+def centre_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The centre of an image whose shorter side was made `test_side(size)`: (size, size, C) uint8."""
+    image = _resize(image, test_side(size))
+    top, left = (image.height - size) // 2, (image.width - size) // 2
+    return _pixels(image.crop((left, top, left + size, top + size)))
+
+
+def test_side(size: int) -> int:
+    """The shorter side before the centre crop: 256 for crops of 224, and so in proportion."""
+    return round(size * 256 / 224)
+
+
+test_side.__test__ = False  # pytest takes the name for a test where it is imported
+
+
+def _pick(numbers: np.ndarray, choices: int) -> np.ndarray:
+    """Whole numbers from 0 to choices - 1."""
+    return (numbers.astype(np.float64) * choices).astype(np.intp)
+
+
+def _mirrored(numbers: np.ndarray) -> np.ndarray:
+    return numbers[..., 2] < 0.5
+
+
+def _resize(image: Image.Image, side: int) -> Image.Image:
+    shorter = min(image.size)
+    width, height = (max(side, round(length * side / shorter)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """x = (image - mean) / std, in units of uint8 pixels.
+
+    The paper subtracts the mean alone. Dividing by a constant a channel as well is absorbed by the batch normalisation
+    behind the first convolution, and keeps inputs near 1 whatever the data.
+
+    Attributes:
+        mean: (H, W, C) float32, the training set's mean image, or (C,), its mean a channel.
+        std: (C,) float32, the standard deviation of a channel's pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32, in channels_last memory, on the images' device."""
+        return ((images.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.mean.to(device), self.std.to(device))
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors to be saved, by name."""
+        return {"mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        return cls(state["mean"], state["std"])
