@@ -1,5 +1,39 @@
-"""What can go wrong in training that somebody can act on. Each class's docstring is its message."""
+"""What can be wrong with a job itself, which trying again will not cure. Each class's docstring is its message."""
+
+from resforge.jobs import Reason
 
 
-class InvalidData(Exception):
+class TrainingFault(Exception):
+    """The base. `reason` is what the job's state will say.
+
+    `agreed` tells that every rank raises it at the same step, so that each may simply end; a fault of one rank alone
+    must bring its peers down, which wait for it in a collective operation.
+    """
+
+    reason = Reason.TRAINING_ERROR
+    agreed = False
+
+
+class InvalidData(TrainingFault):
     """The data set is not what its registration says: {detail}"""
+
+    reason = Reason.INVALID_DATA
+
+
+class OutOfMemory(TrainingFault):
+    """The device's memory does not suffice."""
+
+    reason = Reason.OUT_OF_MEMORY
+
+
+class NonFiniteLoss(TrainingFault):
+    """The loss or a weight became NaN or infinite."""
+
+    reason = Reason.NON_FINITE_LOSS
+    agreed = True
+
+    def __init__(self, *, step: int, lr: float) -> None:
+        super().__init__(
+            f"the loss or a weight became NaN or infinite by step {step}, at a learning rate of {lr:g}; "
+            f"the last good checkpoint is kept. A lower optim.lr or a longer optim.schedule.warmup_steps may help"
+        )

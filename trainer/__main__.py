@@ -1,0 +1,86 @@
+"""`python -m trainer run PREFIX ATTEMPT` drives one attempt on a Ray cluster; `evaluate DIR` reads a pulled checkpoint."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from resforge.s3 import ObjectStore, StorageError
+from resforge.storage import CorruptCheckpoint, Heartbeat, JobPrefix
+from trainer.errors import TrainingFault
+from trainer.settings import TrainerSettings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="drive one attempt of a job on the Ray cluster at hand")
+    run.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
+    run.add_argument("attempt", type=int, help="the attempt's number, from 1")
+    evaluate = commands.add_parser("evaluate", help="evaluate a pulled checkpoint on its held-out images")
+    evaluate.add_argument("directory", type=Path, help="where `resforge pull` wrote it")
+    evaluate.add_argument("--location", help="where the data lie, for formats that do not come with the trainer")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        return _run(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
+    return _evaluate(arguments.directory, arguments.location, arguments.json)
+
+
+def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
+    from trainer.console import shipped
+    from trainer.streams import Shipper
+
+    place = urlsplit(uri)
+    if place.scheme != "s3" or not place.netloc or not place.path.strip("/"):
+        print(f"{uri!r} is no job's prefix; one looks like s3://bucket/project/job", file=sys.stderr)
+        return 2
+    store = ObjectStore(place.netloc, endpoint=settings.s3_endpoint)
+    prefix = JobPrefix(place.path.strip("/") + "/")
+    beats = 0
+
+    def beat(shipper: Shipper) -> None:
+        nonlocal beats
+        beats += 1
+        heartbeat = Heartbeat(at=datetime.now(UTC), beat=beats, every_s=1.0)
+        shipper.document(prefix.attempt(attempt).heartbeat, heartbeat)
+
+    with Shipper(store, prefix.attempt(attempt), every=beat) as shipper, shipped(shipper, attempt):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s driver %(levelname)s %(name)s: %(message)s")
+        # Ray Train looks after its workers every two seconds by default, which a short job would wait for.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        from trainer.driver import drive  # takes seconds: the sign of life comes first
+
+        try:
+            return 0 if drive(store, prefix, attempt, settings) else 1
+        except Exception:
+            logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
+            return 3
+
+
+def _evaluate(directory: Path, location: str | None, as_json: bool) -> int:
+    import torch
+
+    from trainer.evaluate import evaluate_checkpoint
+
+    torch.set_num_threads(1)
+    try:
+        point = evaluate_checkpoint(directory, location=location)
+    except (CorruptCheckpoint, TrainingFault, StorageError, OSError, ValueError) as error:
+        print(f"{directory} can't be evaluated: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(point.model_dump(mode="json")))
+    else:
+        print(f"top-1 {point.top1:.2%}, top-5 {point.top5:.2%}, loss {point.loss:.4f} on {point.images} held-out images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Takes up a run's state at its start, after DDP was warmed up, so that a resumed run equals one that never stopped."""
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+
+from trainer.checkpoints import Snapshot, rng_state, set_rng_state
+from trainer.classifier import Classifier
+from trainer.run import Run
+
+
+class Restore(Callback):
+    """Warms DDP up, then restores weights, buffers, momentum and random states.
+
+    DDP rebuilds its buckets after its first iteration, which changes the order in which gradients are added. With two
+    workers a+b = b+a hides that; with three or more, a resumed run would add in another order than an uninterrupted
+    one for its first step. Two throwaway passes at the start of *every* attempt, fresh or resumed, put both in the
+    same place.
+    """
+
+    def __init__(self, run: Run, snapshot: Snapshot | None) -> None:
+        self.run = run
+        self.snapshot = snapshot
+
+    def on_train_start(self, trainer: pl.Trainer, module: Classifier) -> None:
+        fresh = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
+        rng = rng_state()
+        local = self.run.job.spec.training.global_batch // self.run.workers
+        data = self.run.job.dataset
+        shape = (local, data.image_size, data.image_size, data.channels)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.run.device)
+        labels = torch.arange(local, device=self.run.device) % data.classes
+        for _ in range(2):
+            loss = trainer.strategy.training_step((images, labels), 0)
+            loss.backward()
+            module.zero_grad(set_to_none=True)
+        module.network.load_state_dict(self.snapshot.weights if self.snapshot else fresh)
+        module.sums.zero_()
+        set_rng_state(rng)
+        if self.snapshot:
+            trainer.optimizers[0].load_state_dict(self.snapshot.optimizer)
+            if self.run.rank < len(self.snapshot.rng):
+                set_rng_state(self.snapshot.rng[self.run.rank])
+        self.snapshot = None  # free the memory

@@ -1,0 +1,226 @@
+"""Checkpoints: written as parts first and a manifest last, verified before anything is trusted to them.
+
+Weights are safetensors, for people; what is needed to go on lies beside them in `trainer.pt`, which is loaded with
+`weights_only`. Only rank 0 writes and removes.
+"""
+
+import hashlib
+import io
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from resforge.metrics import EvalPoint
+from resforge.s3 import ObjectNotFound, ObjectStore
+from resforge.storage import (
+    INPUT,
+    MANIFEST,
+    TRAINER_STATE,
+    WEIGHTS,
+    CorruptCheckpoint,
+    JobDocument,
+    JobPrefix,
+    Manifest,
+    Part,
+    StoredCheckpoint,
+    best,
+    list_checkpoints,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a training run between two steps: all that a run needs to go on as if it had never stopped.
+
+    Attributes:
+        weights: the network's state dict (parameters, and rank 0's batch norm statistics).
+        inputs: mean and standard deviation by which images are normalised.
+        optimizer: the optimiser's state dict (momentum).
+        rng: each rank's random states, by rank.
+        step: optimiser steps done; the sampler's place follows from it.
+    """
+
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    rng: list[dict[str, Any]]
+    step: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a manifest says of the moment it was taken at."""
+
+    attempt: int
+    epoch: int
+    offset: int
+    workers: int
+    final: bool
+    evaluation: EvalPoint | None
+
+
+def rng_state() -> dict[str, Any]:
+    """This process's random states, of tensors and plain values only, so that `weights_only` loads them."""
+    version, internal, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [
+            torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            numpy["state"]["pos"],
+            numpy["has_gauss"],
+            numpy["gauss"],
+        ],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set what `rng_state` gave."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    key, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state(
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": key.numpy().astype(np.uint32), "pos": pos},
+            "has_gauss": has_gauss,
+            "gauss": cached,
+        }
+    )
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def write_checkpoint(
+    store: ObjectStore, prefix: JobPrefix, job: JobDocument, snapshot: Snapshot, moment: Moment
+) -> StoredCheckpoint:
+    """Write a checkpoint: every part, then the manifest. Until that is there, the checkpoint does not exist.
+
+    Raises:
+        StorageError: a part or the manifest could not be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"optimizer": snapshot.optimizer, "rng": snapshot.rng, "step": snapshot.step}, buffer)
+    contents = {
+        WEIGHTS: save_tensors(_plain(snapshot.weights)),
+        INPUT: save_tensors(_plain(snapshot.inputs)),
+        TRAINER_STATE: buffer.getvalue(),
+    }
+    base = prefix.attempt(moment.attempt).checkpoint(snapshot.step)
+    for name, data in contents.items():
+        store.put(base + name, data)
+    manifest = Manifest(
+        job=job.job,
+        attempt=moment.attempt,
+        step=snapshot.step,
+        epoch=moment.epoch,
+        offset=moment.offset,
+        final=moment.final,
+        created_at=datetime.now(UTC),
+        workers=moment.workers,
+        model=job.spec.model,
+        channels=job.dataset.channels,
+        classes=job.dataset.classes,
+        image_size=job.dataset.image_size,
+        dataset=job.dataset.name,
+        dataset_format=job.dataset.format,
+        evaluation=moment.evaluation,
+        parts=tuple(
+            Part(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in contents.items()
+        ),
+    ).sealed()
+    store.put(base + MANIFEST, manifest.to_bytes(), "application/json")
+    return StoredCheckpoint(manifest, base)
+
+
+def read_checkpoint(store: ObjectStore, checkpoint: StoredCheckpoint) -> Snapshot:
+    """Read a checkpoint, every part of it verified before it is parsed.
+
+    Raises:
+        CorruptCheckpoint: a part is absent, or its bytes are not those that were written.
+        StorageError: object storage can't be read.
+    """
+    contents = {part.name: _verified(store, checkpoint, part) for part in checkpoint.manifest.parts}
+    missing = {WEIGHTS, INPUT, TRAINER_STATE} - contents.keys()
+    if missing:
+        raise CorruptCheckpoint(f"{checkpoint.key} has no {', '.join(sorted(missing))}")
+    state = torch.load(io.BytesIO(contents[TRAINER_STATE]), weights_only=True, map_location="cpu")
+    return Snapshot(
+        weights=load_tensors(contents[WEIGHTS]),
+        inputs=load_tensors(contents[INPUT]),
+        optimizer=state["optimizer"],
+        rng=state["rng"],
+        step=state["step"],
+    )
+
+
+def newest_verified(
+    store: ObjectStore, prefix: JobPrefix, attempts: Sequence[int]
+) -> tuple[StoredCheckpoint | None, list[tuple[StoredCheckpoint, str]]]:
+    """The checkpoint with most steps whose every byte is right, and the newer ones that were passed over, with why.
+
+    Only checkpoints of `attempts` are looked at: those that the controller named, and the attempt's own.
+    """
+    damaged = []
+    for checkpoint in reversed(list_checkpoints(store, prefix, attempts)):
+        try:
+            for part in checkpoint.manifest.parts:
+                _verified(store, checkpoint, part)
+        except CorruptCheckpoint as error:
+            damaged.append((checkpoint, str(error)))
+        else:
+            return checkpoint, damaged
+    return None, damaged
+
+
+def remove_old(store: ObjectStore, prefix: JobPrefix, attempts: Sequence[int], keep_last: int) -> list[int]:
+    """Remove all but the last `keep_last` checkpoints and the best; the steps of those removed.
+
+    A manifest goes before its parts, so that nobody ever sees a checkpoint that lacks some.
+    """
+    checkpoints = list_checkpoints(store, prefix, attempts)
+    keep = {item.key for item in checkpoints[-keep_last:]}
+    top = best(checkpoints)
+    if top:
+        keep.add(top.key)
+    removed = []
+    for checkpoint in checkpoints:
+        if checkpoint.key not in keep:
+            store.delete(checkpoint.key + MANIFEST)
+            store.delete_prefix(checkpoint.key)
+            removed.append(checkpoint.manifest.step)
+    return removed
+
+
+def _verified(store: ObjectStore, checkpoint: StoredCheckpoint, part: Part) -> bytes:
+    try:
+        data = store.get(checkpoint.key + part.name)
+    except ObjectNotFound as error:
+        raise CorruptCheckpoint(f"{checkpoint.key}{part.name} is absent") from error
+    if len(data) != part.size:
+        raise CorruptCheckpoint(f"{checkpoint.key}{part.name} has {len(data)} bytes; {part.size} were written")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != part.sha256:
+        raise CorruptCheckpoint(f"{checkpoint.key}{part.name} has SHA-256 {digest}; {part.sha256} was written")
+    return data
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU: safetensors keeps no strides, so channels_last must not leak into the bytes."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

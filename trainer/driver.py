@@ -1,0 +1,93 @@
+"""The Ray driver of one attempt: a sign of life, the workers under Ray Train, and the reason where it fails.
+
+Ray holds no checkpoint of ours: its storage path is scratch, and workers write to object storage themselves. What
+tells success is the result that rank 0 committed, not how `fit()` or this process ended.
+"""
+
+import logging
+import shutil
+from datetime import UTC, datetime
+
+from ray.exceptions import OutOfMemoryError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from resforge.jobs import Reason
+from resforge.s3 import ObjectStore
+from resforge.storage import JobDocument, JobPrefix, Result
+from trainer.ray_worker import WorkerConfig, train
+from trainer.settings import TrainerSettings
+
+logger = logging.getLogger(__name__)
+
+
+def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: TrainerSettings) -> bool:
+    """Run the attempt to its end; whether it ended in good order (succeeded, or stopped as asked)."""
+    keys = prefix.attempt(attempt)
+    job = JobDocument.model_validate_json(store.get(prefix.spec))
+    scaling, retry = job.spec.scaling, job.spec.retry
+    name = f"{job.job}-{attempt}"
+    scratch = settings.scratch / "ray-train"
+    config = WorkerConfig(
+        bucket=store.bucket,
+        prefix=prefix.key,
+        attempt=attempt,
+        s3_endpoint=settings.s3_endpoint,
+        scratch=str(settings.scratch),
+    )
+    trainer = TorchTrainer(
+        train,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(timeout_s=settings.collective_timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=scaling.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": scaling.cpus_per_worker,
+                **({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=retry.worker_restarts),
+        ),
+    )
+    failure: TrainingFailedError | None = None
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        failure = error
+        logger.error("%s", error)
+    finally:
+        shutil.rmtree(scratch / name, ignore_errors=True)
+
+    committed = store.find(keys.result)
+    if committed is None:
+        reason, message = _why(failure)
+        result = Result(at=datetime.now(UTC), outcome="failed", reason=reason, message=message)
+        store.put(keys.result, result.to_bytes(), "application/json")
+    else:
+        result = Result.model_validate_json(committed)
+    logger.info("attempt %d %s: %s", attempt, result.outcome, result.message or "no message")
+    return result.outcome != "failed"
+
+
+def _why(failure: TrainingFailedError | None) -> tuple[Reason, str]:
+    """The reason and its message where no worker left a result of its own."""
+    if failure is None:
+        return Reason.TRAINING_ERROR, "the workers ended and left no result"
+    causes = failure.worker_failures if isinstance(failure, WorkerGroupError) else {}
+    lines = [f"rank {rank}: {_last_line(error)}" for rank, error in sorted(causes.items())]
+    message = "; ".join(lines) or _last_line(failure)
+    if any(isinstance(error, OutOfMemoryError) for error in causes.values()):
+        return Reason.OUT_OF_MEMORY, message
+    if causes and all("timed out" in str(error).lower() for error in causes.values()):
+        return Reason.COLLECTIVE_TIMEOUT, message
+    return Reason.TRAINING_ERROR, message
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]

@@ -1,0 +1,34 @@
+"""The optimiser and the learning rate over the steps."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from resforge.spec import OptimSpec
+
+
+def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
+    """The rate for optimiser step `step` (from 0) of `total_steps`.
+
+    `step` divides at fractions of the whole run (He et al. 2015, section 4.2: at 32k and 48k of 64k iterations);
+    `cosine` falls from the full rate, behind the warm-up, to zero at the end.
+    """
+    schedule = optim.schedule
+    if step < schedule.warmup_steps:
+        return schedule.warmup_lr if schedule.warmup_lr is not None else optim.lr * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "step":
+        passed = sum(step >= round(milestone * total_steps) for milestone in schedule.milestones)
+        return optim.lr * schedule.gamma**passed
+    if schedule.kind == "cosine":
+        length = max(1, total_steps - schedule.warmup_steps)
+        return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / length))
+    return optim.lr
+
+
+def build_optimizer(optim: OptimSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    """SGD with momentum and weight decay on every parameter, as the paper has it (section 3.4)."""
+    return torch.optim.SGD(
+        parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+    )

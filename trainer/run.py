@@ -1,0 +1,134 @@
+"""The state of one worker's run, which the callbacks share: where it is, and how it speaks to the world."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from resforge.metrics import RESTARTS, EvalPoint, Metric, Progress
+from resforge.s3 import ObjectStore
+from resforge.storage import AttemptPrefix, JobDocument, JobPrefix, Result, Stream, best, list_checkpoints, read_stream
+from trainer.streams import Shipper
+
+logger = logging.getLogger(__name__)
+
+STARTED = "WorkersStarted"
+
+
+@dataclass
+class Run:
+    """One worker's part in one attempt.
+
+    Attributes:
+        told: attempts whose checkpoints belong to this job's past, and this one.
+        step: optimiser steps done.
+        evaluation: the newest evaluation, if it was made at `step`.
+        stop: agreed by all ranks: end after this step.
+    """
+
+    store: ObjectStore
+    prefix: JobPrefix
+    job: JobDocument
+    attempt: int
+    told: tuple[int, ...]
+    rank: int
+    workers: int
+    device: torch.device
+    steps_per_epoch: int
+    total_steps: int
+    shipper: Shipper | None
+    export: Callable[[dict[Metric, float]], None]
+    step: int = 0
+    restarts: int = 0
+    stop: bool = False
+    evaluation: EvalPoint | None = None
+    _progress: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> AttemptPrefix:
+        return self.prefix.attempt(self.attempt)
+
+    @property
+    def precision(self) -> str:
+        """What `auto` comes to on this device: bf16 on a GPU, fp32 on a CPU."""
+        asked = self.job.spec.training.precision
+        return asked if asked != "auto" else "bf16" if self.device.type == "cuda" else "fp32"
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the last step belongs to, from 0."""
+        return max(0, self.step - 1) // self.steps_per_epoch
+
+    @property
+    def last(self) -> bool:
+        """Whether this step is the last: the job's, or the one that a stop was agreed for."""
+        return self.stop or self.step >= self.total_steps
+
+    def ends_epochs(self, every: int | None) -> bool:
+        """Whether the last step ended an epoch, and the number of epochs done is a multiple of `every`."""
+        return every is not None and self.step % (self.steps_per_epoch * every) == 0
+
+    def total_over_ranks(self, values: Tensor) -> Tensor:
+        """The elementwise sum over all ranks. Every rank calls this equally often."""
+        total = values.clone()
+        if self.workers > 1:
+            dist.all_reduce(total)
+        return total
+
+    def event(self, type: str, message: str, **data: object) -> None:
+        """Tell the job's history; rank 0 alone speaks."""
+        if self.shipper:
+            self.shipper.event(type, message, **data)
+            logger.info("%s: %s", type, message)
+
+    def record(self, point: Metric | object) -> None:
+        if self.shipper:
+            self.shipper.append(Stream.METRICS, point)  # type: ignore[arg-type]
+
+    def progress(self, **changes: object) -> None:
+        """Overwrite what is known of where the run is; rank 0 alone."""
+        if not self.shipper:
+            return
+        self._progress.update(changes)
+        now = Progress(
+            at=datetime.now(UTC),
+            attempt=self.attempt,
+            restarts=self.restarts,
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            total_epochs=self.total_steps / self.steps_per_epoch,
+            **self._progress,
+        )
+        self.shipper.document(self.keys.progress, now)
+
+    def announce(self) -> None:
+        """Say that the workers stand, and count how often they were replaced before in this attempt."""
+        if not self.shipper:
+            return
+        before = read_stream(self.store, self.prefix, Stream.EVENTS, [self.attempt])
+        self.restarts = sum(b'"' + STARTED.encode() + b'"' in line for _, line in before)
+        self.event(STARTED, f"{self.workers} workers train from step {self.step} of {self.total_steps}", step=self.step)
+        self.progress()
+        self.export({RESTARTS: float(self.restarts)})
+
+    def finish(self) -> None:
+        """Write down how the attempt ended, as the very last thing."""
+        if not self.shipper:
+            return
+        self.progress(eta_s=0.0)
+        outcome = "succeeded" if self.step >= self.total_steps else "stopped"
+        self.event("TrainingEnded", f"{outcome} at step {self.step} of {self.total_steps}", step=self.step)
+        self.shipper.close()  # so that no line comes after the result
+        top = best(list_checkpoints(self.store, self.prefix, self.told))
+        result = Result(
+            at=datetime.now(UTC),
+            outcome=outcome,
+            step=self.step,
+            evaluation=top.manifest.evaluation if top else None,
+        )
+        self.store.put(self.keys.result, result.to_bytes(), "application/json")

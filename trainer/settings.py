@@ -1,0 +1,33 @@
+"""Every setting of the trainer. Built from the environment in `__main__`, and handed down from there."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a node tells its drivers and workers. Keys to object storage come by boto3's own chain instead.
+
+    Attributes:
+        s3_endpoint: URL of the S3 server; None for AWS.
+        scratch: a folder for what may be lost: Ray Train's own files and cached data.
+        heartbeat_s: seconds between the driver's signs of life.
+        collective_timeout_s: a collective operation that takes longer is an error.
+    """
+
+    s3_endpoint: str | None = None
+    scratch: Path = Path(tempfile.gettempdir()) / "resforge"
+    heartbeat_s: float = 2.0
+    collective_timeout_s: int = 600
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read variables that begin with `RESFORGE_`."""
+        return cls(
+            s3_endpoint=environment.get("RESFORGE_S3_ENDPOINT") or None,
+            scratch=Path(environment.get("RESFORGE_SCRATCH") or cls.scratch),
+        )

@@ -1,0 +1,192 @@
+"""What one worker does: open the data, build the network, take up the newest verified checkpoint, train, and say how it
+ended. It knows nothing of Ray; whoever starts it has set up the process group and hands it a Lightning strategy.
+
+The step is the unit of everything. Lightning sees one pass over a loader that begins at the step to go on from, and
+ends at the job's last; an epoch is a fact of the sampler. So resuming in the middle of an epoch is no special case.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from resforge.metrics import Metric
+from resforge.s3 import ObjectStore
+from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result, StoredCheckpoint
+from trainer.callbacks.checkpointing import Checkpointing
+from trainer.callbacks.control import Control
+from trainer.callbacks.evaluation import Evaluation
+from trainer.callbacks.restore import Restore
+from trainer.callbacks.telemetry import Telemetry
+from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint
+from trainer.classifier import Classifier
+from trainer.data.loader import eval_loader, open_splits, train_loader
+from trainer.data.sampler import steps_per_epoch
+from trainer.errors import TrainingFault
+from trainer.models.residual import build
+from trainer.run import Run
+from trainer.streams import Shipper
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs.
+
+    Attributes:
+        rank, workers: this worker's number, from 0, and how many there are.
+        device: what it trains on.
+        strategy, environment: Lightning's, for the process group that stands already.
+        export: hands metrics to whatever collects them; called by rank 0 alone.
+    """
+
+    rank: int
+    workers: int
+    device: torch.device
+    strategy: DDPStrategy
+    environment: ClusterEnvironment
+    export: Callable[[dict[Metric, float]], None]
+
+
+def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, cache: Path) -> None:
+    """Train to the end of the job, or until asked to stop. Every rank calls it; all see the same attempt.
+
+    What is wrong with the job itself is written down as the attempt's result and not raised, since trying again would
+    not help. Everything else (a peer that died, a store that is gone) is raised, so that the workers are replaced.
+    """
+    keys = prefix.attempt(attempt)
+    if store.find(keys.result) is not None:
+        logger.info("attempt %d has ended already; nothing to do", attempt)
+        return
+    job = JobDocument.model_validate_json(store.get(prefix.spec))
+    told = AttemptDocument.model_validate_json(store.get(keys.attempt))
+    try:
+        with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper:
+            _train(store, prefix, job, told, place, shipper, cache)
+    except TrainingFault as fault:
+        logger.error("%s: %s", fault.reason, fault)
+        # Any rank may be the one that found it; of several that write, each says the same.
+        result = Result(at=datetime.now(UTC), outcome="failed", reason=fault.reason, message=str(fault))
+        store.put(keys.result, result.to_bytes(), "application/json")
+        if not fault.agreed:
+            raise
+
+
+def _train(
+    store: ObjectStore,
+    prefix: JobPrefix,
+    job: JobDocument,
+    told: AttemptDocument,
+    place: Place,
+    shipper: Shipper | None,
+    cache: Path,
+) -> None:
+    spec, training = job.spec, job.spec.training
+    started = time.monotonic()
+    if place.device.type == "cpu":
+        # Two threads on one core were measured six times slower than one.
+        torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
+    with _agreement(place):
+        data = open_splits(job.dataset, spec.data, seed=training.seed, store=store, cache=cache)
+        per_epoch = steps_per_epoch(data.train_images, training.global_batch)
+    run = Run(
+        store=store,
+        prefix=prefix,
+        job=job,
+        attempt=told.number,
+        told=(*told.resume_from, told.number),
+        rank=place.rank,
+        workers=place.workers,
+        device=place.device,
+        steps_per_epoch=per_epoch,
+        total_steps=training.total_steps(per_epoch),
+        shipper=shipper,
+        export=place.export,
+    )
+    torch.manual_seed(training.seed)
+    network = build(spec.model.network(channels=job.dataset.channels, classes=job.dataset.classes, image_size=job.dataset.image_size)).to(place.device, memory_format=torch.channels_last)
+
+    snapshot = _resume(run)
+    run.step = snapshot.step if snapshot else 0
+    run.announce()
+    module = Classifier(network, data.normalise, spec.optim, start_step=run.step, total_steps=run.total_steps)
+    loader = train_loader(
+        data, training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
+        start_step=run.step, total_steps=run.total_steps, cpus=spec.scaling.cpus_per_worker, device=place.device,
+    )  # fmt: skip
+    held_out = eval_loader(
+        data, max(1, training.global_batch // place.workers), rank=place.rank, workers=place.workers,
+        cpus=spec.scaling.cpus_per_worker, device=place.device,
+    )  # fmt: skip
+    logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator=place.device.type,
+        devices="auto",
+        strategy=place.strategy,
+        plugins=[place.environment],
+        precision="bf16-mixed" if run.precision == "bf16" else "32-true",
+        gradient_clip_val=spec.optim.clip_norm,
+        # Ours, in this order: a checkpoint holds the evaluation of its step, and a stop comes after both.
+        callbacks=[
+            Restore(run, snapshot),
+            Telemetry(run),
+            Evaluation(run, held_out),
+            Checkpointing(run, data.normalisation),
+            Control(run),
+        ],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    if run.step < run.total_steps:
+        trainer.fit(module, loader)
+    run.finish()
+
+
+@contextmanager
+def _agreement(place: Place) -> Iterator[None]:
+    """Let a fault that any rank finds within be raised on every rank, so that none waits for one that has gone."""
+    found: TrainingFault | None = None
+    try:
+        yield
+    except TrainingFault as fault:
+        found = fault
+    faults: list[TrainingFault | None] = [found]
+    if place.workers > 1:
+        faults = [None] * place.workers
+        dist.all_gather_object(faults, found)
+    for fault in faults:
+        if fault:
+            fault.agreed = True
+            raise fault
+
+
+def _resume(run: Run) -> Snapshot | None:
+    """The newest verified checkpoint that this attempt may use; rank 0 chooses, so that all take the same."""
+    chosen: list[StoredCheckpoint | None] = [None]
+    if run.rank == 0:
+        chosen[0], damaged = newest_verified(run.store, run.prefix, run.told)
+        for bad, why in damaged:
+            run.event("CheckpointDamaged", f"the checkpoint of step {bad.manifest.step} is passed over: {why}")
+    if run.workers > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return None
+    manifest = chosen[0].manifest
+    run.event("Resumed", f"going on from step {manifest.step}, written by attempt {manifest.attempt}", step=manifest.step)
+    run.evaluation = manifest.evaluation
+    return read_checkpoint(run.store, chosen[0])
