@@ -25,7 +25,7 @@ class Draw(NamedTuple):
 
 @lru_cache(maxsize=2)  # the epoch at hand, and the next one while batches are fetched ahead
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the images: a permutation of 0..size-1, (size,) int64, not to be written to."""
+    """The order in which an epoch visits the images: a read-only permutation, (size,) int64."""
     order = np.random.default_rng([seed, _ORDER, epoch]).permutation(size)
     order.flags.writeable = False
     return order
@@ -33,7 +33,7 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def augmentation_numbers(size: int, seed: int, epoch: int, count: int) -> np.ndarray:
-    """Each image's own random numbers of an epoch: (size, count) float32 in [0, 1), not to be written to."""
+    """Each image's own random numbers of an epoch: (size, count) float32 in [0, 1), read-only."""
     numbers = np.random.default_rng([seed, _AUGMENTATION, epoch]).random((size, count), dtype=np.float32)
     numbers.flags.writeable = False
     return numbers
@@ -124,7 +124,7 @@ class EvalSampler:
         self._batch = batch
 
     def __len__(self) -> int:
-        return -(-len(self._images) // self._batch)
+        return (len(self._images) + self._batch - 1) // self._batch
 
     def __iter__(self) -> Iterator[list[int]]:
         images, batch = self._images, self._batch

@@ -55,7 +55,7 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
         least, most = augment.scale
         side = least + int(_pick(numbers[3], most - least + 1))
     else:
-        side = test_side(size)
+        side = shorter_side(size)
     image = _resize(image, side)
     pad = augment.pad
     top = int(_pick(numbers[0], image.height + 2 * pad - size + 1)) - pad
@@ -65,18 +65,15 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of an image whose shorter side was made `test_side(size)`: (size, size, C) uint8."""
-    image = _resize(image, test_side(size))
+    """The centre of an image whose shorter side was made `shorter_side(size)`: (size, size, C) uint8."""
+    image = _resize(image, shorter_side(size))
     top, left = (image.height - size) // 2, (image.width - size) // 2
     return _pixels(image.crop((left, top, left + size, top + size)))
 
 
-def test_side(size: int) -> int:
+def shorter_side(size: int) -> int:
     """The shorter side before the centre crop: 256 for crops of 224, and so in proportion."""
     return round(size * 256 / 224)
-
-
-test_side.__test__ = False  # pytest takes the name for a test where it is imported
 
 
 def _pick(numbers: np.ndarray, choices: int) -> np.ndarray:

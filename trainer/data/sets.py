@@ -1,0 +1,281 @@
+"""Data sets as the trainer sees them: images by index, as uint8, and labels. `open_dataset` opens a registered one."""
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resforge.jobs import DatasetInfo
+from resforge.spec import AugmentSpec
+from trainer.data import formats
+from trainer.data.files import Files, StoreFactory, files_at
+from trainer.data.formats import Split
+from trainer.data.transforms import Normalisation, centre_crop, crop_and_flip, scale_crop_and_flip
+from trainer.errors import InvalidData
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+# The training split's folder, and those that the held-out one may have.
+_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
+# A mean over this many images is within a grey level and a half of the mean over all.
+MEAN_IMAGES = 2048
+_CHUNK = 512
+
+
+class ImageSet(ABC):
+    """One split of a data set. Images are (size, size, channels) uint8, labels whole numbers from 0.
+
+    Attributes:
+        info: the registration.
+        labels: (N,) int64.
+        in_memory: whether an image costs nothing to read, so that reading ahead in other processes gains nothing.
+    """
+
+    in_memory: ClassVar[bool]
+
+    def __init__(self, info: DatasetInfo, labels: np.ndarray) -> None:
+        self.info = info
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def check(self, augment: AugmentSpec) -> None:
+        """Return when this set's images can be augmented so.
+
+        Raises:
+            InvalidData: they can't.
+        """
+
+    @abstractmethod
+    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+        """Augmented images, (n, size, size, C) uint8, by their random numbers, (n, transforms.NUMBERS) in [0, 1)."""
+
+    @abstractmethod
+    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+        """Images as they are evaluated, (n, size, size, C) uint8: a single centred view."""
+
+    @abstractmethod
+    def subset(self, indices: np.ndarray) -> Self:
+        """The images at these places alone."""
+
+
+class ArraySet(ImageSet):
+    """A split that fits in memory, of images of one size."""
+
+    in_memory = True
+
+    def __init__(self, info: DatasetInfo, images: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__(info, labels)
+        self.images = images
+
+    def check(self, augment: AugmentSpec) -> None:
+        if augment.scale:
+            raise InvalidData(
+                f"data.augment.scale draws the shorter side of photographs, and the data set {self.info.name} holds "
+                f"images of one size; leave it out, or give data.augment.pad instead"
+            )
+
+    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+        return crop_and_flip(self.images[indices], numbers, augment)
+
+    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+        return self.images[indices]
+
+    def subset(self, indices: np.ndarray) -> Self:
+        return type(self)(self.info, self.images[indices], self.labels[indices])
+
+
+class FolderSet(ImageSet):
+    """A split of class folders, `train/CLASS/IMAGE`, whose images of any size are decoded as they are asked for."""
+
+    in_memory = False
+
+    def __init__(self, info: DatasetInfo, files: Files, names: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__(info, labels)
+        self._files, self._names = files, names
+
+    def check(self, augment: AugmentSpec) -> None:
+        if augment.scale and augment.scale[0] < self.info.image_size:
+            raise InvalidData(
+                f"data.augment.scale begins at {augment.scale[0]} pixels, and crops of the data set {self.info.name} "
+                f"need {self.info.image_size} or more"
+            )
+
+    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+        size = self.info.image_size
+        images = zip(map(self.image, indices), numbers, strict=True)
+        return self._stack([scale_crop_and_flip(image, size, row, augment) for image, row in images])
+
+    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+        return self._stack([centre_crop(self.image(index), self.info.image_size) for index in indices])
+
+    def _stack(self, images: list[np.ndarray]) -> np.ndarray:
+        size, channels = self.info.image_size, self.info.channels
+        return np.stack(images) if images else np.empty((0, size, size, channels), dtype=np.uint8)
+
+    def image(self, index: int) -> Image.Image:
+        """Decode an image as grey or RGB, as the registration says.
+
+        Raises:
+            InvalidData: it can't be decoded.
+        """
+        name = str(self._names[index])
+        path = self._files.path(name)
+        try:
+            with Image.open(path) as image:
+                return image.convert("L" if self.info.channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = str(error).replace(str(path), name)
+            raise InvalidData(f"the image {name} of {self._files.where} can't be decoded: {reason}") from error
+
+    def subset(self, indices: np.ndarray) -> Self:
+        return type(self)(self.info, self._files, self._names[indices], self.labels[indices])
+
+
+def open_dataset(
+    info: DatasetInfo,
+    split: Split,
+    *,
+    store_factory: StoreFactory | None = None,
+    cache_dir: Path | None = None,
+) -> ImageSet:
+    """Open one split of a registered data set.
+
+    Args:
+        info: the registration.
+        split: the images to train on, or the held-out ones.
+        store_factory: gives the store of a bucket, for data in S3; boto3's own settings where left out.
+        cache_dir: where objects from S3 are kept; `~/.cache/resforge/datasets` where left out.
+
+    Raises:
+        InvalidData: the data are absent, damaged, or not what the registration says.
+        StorageError: S3 does not answer, or refuses.
+    """
+    if info.format in ("digits", "synthetic"):
+        opened = _built_in(info, split)
+    elif info.location is None:
+        raise InvalidData(
+            f"the data set {info.name} of the format {info.format} is registered without a location; "
+            "it needs a folder or an s3:// prefix"
+        )
+    else:
+        files = files_at(info.location, store_factory=store_factory, cache_dir=cache_dir)
+        opened = _open_folder(info, split, files) if info.format == "folder" else _open_arrays(info, split, files)
+    known = info.train_images if split == "train" else info.test_images
+    if known is not None and len(opened) != known:
+        raise InvalidData(
+            f"the data set {info.name} is registered with {known} images in its {split} split and holds {len(opened)}"
+        )
+    return opened
+
+
+def _built_in(info: DatasetInfo, split: Split) -> ArraySet:
+    if info.format == "digits":
+        return _checked(info, formats.read_digits(split), "scikit-learn's digits")
+    count = info.train_images if split == "train" else info.test_images
+    return _checked(
+        info,
+        formats.make_synthetic(
+            split, count=count, channels=info.channels, classes=info.classes, image_size=info.image_size
+        ),
+        "the synthetic set",
+    )
+
+
+def _open_arrays(info: DatasetInfo, split: Split, files: Files) -> ArraySet:
+    read = formats.read_idx if info.format == "idx" else formats.read_cifar10
+    return _checked(info, read(files, split), f"{files.where}, {split} split,")
+
+
+def _checked(info: DatasetInfo, arrays: formats.Arrays, where: str) -> ArraySet:
+    """The arrays as a set, once they are found to be what the registration says."""
+    images, labels = arrays
+    height, width, channels = images.shape[1:]
+    if len(images) != len(labels):
+        raise InvalidData(f"{where} holds {len(images)} images and {len(labels)} labels")
+    if (height, width) != (info.image_size, info.image_size):
+        raise InvalidData(
+            f"{where} holds images of {height}x{width} pixels, and the data set {info.name} is registered with "
+            f"{info.image_size}x{info.image_size}"
+        )
+    if channels != info.channels:
+        raise InvalidData(
+            f"{where} holds images of {channels} channel(s), and the data set {info.name} is registered "
+            f"with {info.channels}"
+        )
+    strange = labels[(labels < 0) | (labels >= info.classes)]
+    if len(strange):
+        raise InvalidData(
+            f"{where} holds the label {strange[0]}, and the data set {info.name} is registered with {info.classes} "
+            f"classes: 0 to {info.classes - 1}"
+        )
+    empty = np.flatnonzero(np.bincount(labels, minlength=info.classes) == 0)
+    if len(empty):
+        raise InvalidData(f"{where} holds no image of class {', '.join(map(str, empty))}")
+    return ArraySet(info, images, labels)
+
+
+def _open_folder(info: DatasetInfo, split: Split, files: Files) -> FolderSet:
+    if info.channels == 2:
+        raise InvalidData(f"the data set {info.name} is registered with 2 channels; images are decoded to 1 or 3")
+    for folder in _FOLDERS[split]:
+        names = [name for name in files.names(folder) if _is_image(name)]
+        if names:
+            break
+    else:
+        expected = " or ".join(f"{folder}/CLASS/IMAGE" for folder in _FOLDERS[split])
+        raise InvalidData(f"{files.where} holds no {expected} with one of the suffixes {' '.join(_SUFFIXES)}")
+    classes = Counter(name.split("/")[1] for name in names)
+    return FolderSet(info, files, *_labelled(info, files, folder, names, sorted(classes)))
+
+
+def _is_image(name: str) -> bool:
+    return name.count("/") == 2 and name.lower().endswith(_SUFFIXES) and not os.path.basename(name).startswith(".")
+
+
+def _labelled(
+    info: DatasetInfo, files: Files, folder: str, names: list[str], classes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(classes) != info.classes:
+        some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise InvalidData(
+            f"{files.where} has {len(classes)} classes with images under {folder}/ ({some}), and the data set "
+            f"{info.name} is registered with {info.classes}"
+        )
+    number = {name: index for index, name in enumerate(classes)}
+    return np.array(names), np.array([number[name.split("/")[1]] for name in names], dtype=np.int64)
+
+
+def input_normalisation(images: ImageSet, mean: str) -> Normalisation:
+    """The mean and standard deviation of a training set, as it is seen without augmentation.
+
+    Over all images of a set in memory; over MEAN_IMAGES of a folder's, spread evenly over its classes. The same on
+    every worker.
+
+    Args:
+        images: the training set, after any limit.
+        mean: "pixel", the mean image, or "channel", its mean over the pixels.
+    """
+    count = len(images)
+    chosen = np.arange(count)
+    if not images.in_memory and count > MEAN_IMAGES:
+        chosen = np.arange(MEAN_IMAGES) * count // MEAN_IMAGES
+    total, squares = np.int64(0), np.int64(0)
+    for at in range(0, len(chosen), _CHUNK):
+        chunk = images.test_images(chosen[at : at + _CHUNK]).astype(np.int64)
+        total = total + chunk.sum(axis=0)  # whole numbers, so the order of the sum is of no account
+        squares = squares + (chunk**2).sum(axis=(0, 1, 2))
+    pixels = total / len(chosen)
+    channels = pixels.mean(axis=(0, 1))
+    variance = squares / (len(chosen) * images.info.image_size**2) - channels**2
+    std = np.sqrt(np.maximum(variance, 0))
+    std[std < 1] = 1  # a channel that never changes is left as it is
+    values = pixels if mean == "pixel" else channels
+    return Normalisation(torch.from_numpy(values.astype(np.float32)), torch.from_numpy(std.astype(np.float32)))
