@@ -1,0 +1,116 @@
+"""What the API answers with, besides jobs, attempts and events (resforge.jobs) and recipes (resforge.recipes)."""
+
+from datetime import datetime
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import Field, TypeAdapter
+
+from resforge.jobs import Resource
+from resforge.metrics import EvalPoint, LogLine, TrainPoint
+from resforge.spec import FieldProblem
+from resforge.storage import Manifest, Part
+
+T = TypeVar("T")
+
+
+class Page(Resource, Generic[T]):
+    """Some items of a list, and where it goes on."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = Field(default=None, description="For the next page; null on the last one.")
+
+
+class Problem(Resource):
+    """An error (RFC 9457), sent as application/problem+json."""
+
+    type: str = Field(default="about:blank", description="What went wrong; stable, made for programs.")
+    title: str
+    status: int
+    detail: str = ""
+    instance: str | None = Field(default=None, description="The path that was asked for.")
+    errors: tuple[FieldProblem, ...] = Field(
+        default=(),
+        description="Every bad field. Pointers into a body are RFC 6901; /query/NAME, /path/NAME and /header/NAME "
+        "point at the request's other parts.",
+    )
+
+
+class LogEntry(LogLine):
+    """A log line and its place in the stream."""
+
+    id: str = Field(description="A cursor: `after` and Last-Event-ID take it.")
+
+
+class TrainEntry(TrainPoint):
+    """A training point and its place in the stream."""
+
+    id: str = Field(description="A cursor: `after` and Last-Event-ID take it.")
+
+
+class EvalEntry(EvalPoint):
+    """An evaluation and its place in the stream."""
+
+    id: str = Field(description="A cursor: `after` and Last-Event-ID take it.")
+
+
+MetricEntry = Annotated[TrainEntry | EvalEntry, Field(discriminator="kind")]
+METRIC_ENTRY: TypeAdapter[TrainEntry | EvalEntry] = TypeAdapter(MetricEntry)
+
+
+class Checkpoint(Resource):
+    """A checkpoint of a job, read from its manifest."""
+
+    attempt: int
+    step: int = Field(description="Optimiser steps done.")
+    epoch: int = Field(description="The epoch in which the next step lies, from 0.")
+    created_at: datetime
+    final: bool = Field(description="Whether it was written after the last step.")
+    best: bool = Field(description="Whether it has the highest top-1 accuracy on held-out data.")
+    latest: bool = Field(description="Whether it has most steps.")
+    evaluation: EvalPoint | None = None
+    size: int = Field(description="Bytes of all parts.")
+    parts: tuple[Part, ...]
+
+
+class DownloadPart(Part):
+    """One file of a checkpoint and an address to fetch it from, without keys, until it expires."""
+
+    url: str
+    expires_at: datetime
+
+
+class CheckpointDownload(Resource):
+    """Everything that is needed to fetch a checkpoint and to verify it."""
+
+    checkpoint: Checkpoint
+    manifest: Manifest
+    parts: tuple[DownloadPart, ...]
+
+
+class ModelInput(Resource):
+    """What a network is counted at."""
+
+    image_size: int = Field(description="Side of a square input, in pixels.")
+    channels: int
+    classes: int
+
+
+class ModelInfo(Resource):
+    """A network and what it costs, counted from its description."""
+
+    name: str
+    family: str
+    depth: int
+    shortcut: str
+    variant: str
+    width: int
+    parameters: int
+    macs: int = Field(description="Multiply-adds of one image's forward pass, one for a product with its addition.")
+    input: ModelInput
+
+
+class Deleted(Resource):
+    """What a deletion removed."""
+
+    deleted: str = Field(description="The job's id.")
+    objects_removed: int
