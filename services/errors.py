@@ -63,3 +63,15 @@ class Fenced(ServiceError):
 
 class IllegalTransition(ServiceError):
     """The state machine has no such transition."""
+
+
+class StoreUnavailable(ServiceError):
+    """The database does not answer, or refuses to."""
+
+
+class SchemaNotCurrent(ServiceError):
+    """The database's schema is not the one that this version works with."""
+
+
+class InvalidDatabaseUrl(ServiceError):
+    """The URL is for no database that the store knows."""

@@ -53,6 +53,7 @@ class NewEvent:
     message: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     at: datetime | None = None  # None: now
+    source: str | None = None  # where it was copied from; a job keeps one event of each source
 
 
 @dataclass(frozen=True)

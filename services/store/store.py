@@ -1,38 +1,241 @@
-"""The one class that reads and writes the database."""
+"""JobStore, the one class that reads and writes the database: what the API does with jobs, and readiness.
 
-# Interface agreed between the parts (to be implemented here, synchronous SQLAlchemy 2, SQLite and PostgreSQL):
-#
-# class JobStore:
-#     def __init__(self, engine: Engine) -> None
-#
-#     # projects, keys, datasets
-#     def create_project(self, name: str) -> str                      # project name; ProjectExists
-#     def create_key(self, project: str, note: str = "") -> tuple[str, str]   # (key id, plaintext key); ProjectNotFound
-#     def revoke_key(self, key_id: str) -> None                       # KeyNotFound
-#     def authenticate(self, token: str) -> str                       # project's name; Unauthenticated
-#     def register_dataset(self, dataset: DatasetInfo) -> None        # insert or replace
-#     def datasets(self) -> list[DatasetInfo]
-#     def dataset(self, name: str) -> DatasetInfo                     # DatasetNotFound
-#
-#     # for the API; every method takes the caller's project, and another project's job is JobNotFound
-#     def submit(self, project: str, spec: JobSpec, dataset: DatasetInfo, *,
-#                idempotency_key: str | None = None, request_hash: str = "") -> tuple[Job, bool]
-#                                                                     # (job, created); IdempotencyConflict
-#     def job(self, project: str, job_id: str) -> Job
-#     def jobs(self, project: str, *, states: Sequence[JobState] = (), labels: Mapping[str, str] = {},
-#              limit: int = 50, cursor: str | None = None) -> tuple[list[Job], str | None]   # newest first
-#     def request_cancel(self, project: str, job_id: str, *, generation: int | None = None) -> Job
-#                                                                     # GenerationMismatch, JobEnded
-#     def delete_job(self, project: str, job_id: str) -> None         # JobNotTerminal
-#     def attempts(self, project: str, job_id: str) -> list[Attempt]
-#     def events(self, project: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]
-#     def counts(self) -> dict[JobState, int]                         # all projects, for /metrics
-#     def last_tick(self) -> datetime | None
-#     def check(self) -> None                                         # for /readyz: a trivial query, and the schema is current
-#
-#     # for the controller
-#     def acquire_lease(self, name: str, holder: str, ttl_s: float) -> Lease | None   # also renews one's own
-#     def release_lease(self, lease: Lease) -> None
-#     def live_jobs(self) -> list[JobRecord]                          # not terminal, oldest first, each with its newest attempt
-#     def apply(self, lease: Lease, record: JobRecord, change: Change) -> JobRecord   # Stale, Fenced, IllegalTransition
-#     def record_tick(self, lease: Lease) -> None                     # Fenced
+Projects, keys and data sets are in access.py, the controller's side in control.py. Every transaction is short and
+holds no other I/O.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import func, literal, select, tuple_
+
+from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState, Reason
+from resforge.spec import JobSpec
+from services.errors import (
+    GenerationMismatch,
+    IdempotencyConflict,
+    InvalidCursor,
+    JobEnded,
+    JobNotTerminal,
+    SchemaNotCurrent,
+)
+from services.store.access import AccessStore, random_id, require_project
+from services.store.base import append_events, attempt_of, event_of, find_job, insert, job_of
+from services.store.control import ControlStore
+from services.store.migrate import current_revision, head_revision
+from services.store.records import JobRecord, NewEvent
+from services.store.tables import AttemptRow, EventRow, JobLabelRow, JobRow, LeaseRow, ProjectRow, Text, UtcDateTime
+
+
+class JobStore(AccessStore, ControlStore):
+    """The database, as the API and the controller see it. Safe to share between threads.
+
+    Every method raises StoreUnavailable when the database does not answer.
+    """
+
+    def submit(
+        self,
+        project: str,
+        spec: JobSpec,
+        dataset: DatasetInfo,
+        *,
+        idempotency_key: str | None = None,
+        request_hash: str = "",
+    ) -> tuple[Job, bool]:
+        """Add a job, and tell whether it is new: the same key with the same hash gives the first job again.
+
+        Raises:
+            IdempotencyConflict: the key was used in this project with another hash.
+            ProjectNotFound: there is no such project.
+        """
+        while True:
+            answer = self._submit_once(project, spec, dataset, idempotency_key, request_hash)
+            if answer is not None:
+                return answer
+
+    def _submit_once(
+        self, project: str, spec: JobSpec, dataset: DatasetInfo, idempotency_key: str | None, request_hash: str
+    ) -> tuple[Job, bool] | None:
+        now, job_id = self._now(), f"job-{random_id()}"
+        values = {
+            "id": job_id,
+            "project": project,
+            "name": spec.name,
+            "state": JobState.QUEUED,
+            "spec": spec,
+            "dataset": dataset,
+            "events_cursor": JobRecord.events_cursor,
+            "idempotency_key": idempotency_key,
+            "request_hash": request_hash,
+            "created_at": now,
+            "updated_at": now,
+        }
+        with self._write() as session:
+            require_project(session.get(ProjectRow, project), project)
+            # Of two submissions with one key, the database lets one insert; the other waits for it and then reads it.
+            added = session.scalar(
+                insert(session, JobRow)
+                .values(values)
+                .on_conflict_do_nothing(index_elements=["project", "idempotency_key"])
+                .returning(JobRow.id)
+            )
+            if added is not None:
+                session.add_all(JobLabelRow(job_id=job_id, key=key, value=value) for key, value in spec.labels.items())
+                append_events(session, job_id, [NewEvent("JobSubmitted", after=JobState.QUEUED)], now)
+                return job_of(find_job(session, project, job_id)), True
+            first = session.scalar(
+                select(JobRow).where(JobRow.project == project, JobRow.idempotency_key == idempotency_key)
+            )
+            if first is None:  # it was deleted between the two statements
+                return None
+            if first.request_hash != request_hash:
+                raise IdempotencyConflict(
+                    f"the Idempotency-Key {idempotency_key!r} was used for {first.id} with another body"
+                )
+            return job_of(first), False
+
+    def job(self, project: str, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            JobNotFound: the project has no such job.
+        """
+        with self._read() as session:
+            return job_of(find_job(session, project, job_id))
+
+    def jobs(
+        self,
+        project: str,
+        *,
+        states: Sequence[JobState] = (),
+        labels: Mapping[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Job], str | None]:
+        """A page of at most `limit` jobs, newest first, and the cursor of the next page, if there is one.
+
+        With `states`, jobs in any of them; with `labels`, jobs that have all of them.
+
+        Raises:
+            InvalidCursor: the cursor is none that this method gave.
+        """
+        query = select(JobRow).where(JobRow.project == project)
+        if states:
+            query = query.where(JobRow.state.in_(states))
+        for key, value in (labels or {}).items():
+            labelled = select(JobLabelRow.job_id).where(JobLabelRow.key == key, JobLabelRow.value == value)
+            query = query.where(JobRow.id.in_(labelled))
+        if cursor is not None:
+            at, job_id = _parse_cursor(cursor)
+            place = tuple_(literal(at, UtcDateTime), literal(job_id, Text))
+            query = query.where(tuple_(JobRow.created_at, JobRow.id) < place)
+        query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+        with self._read() as session:
+            rows = session.scalars(query).all()
+        page = [job_of(row) for row in rows[:limit]]
+        return page, _cursor(page[-1]) if len(rows) > limit else None
+
+    def request_cancel(self, project: str, job_id: str, *, generation: int | None = None) -> Job:
+        """Ask for a job's end; the controller brings it about. Asking again changes nothing.
+
+        Raises:
+            JobNotFound: the project has no such job.
+            JobEnded: the job has ended.
+            GenerationMismatch: `generation` is given and is not the job's.
+        """
+        now = self._now()
+        with self._write() as session:
+            row = find_job(session, project, job_id, lock=True)
+            if row.state in TERMINAL:
+                raise JobEnded(f"job {job_id} has ended: it is {row.state}")
+            if row.cancel_requested:
+                return job_of(row)
+            if generation not in (None, row.generation):
+                raise GenerationMismatch(f"job {job_id} is at generation {row.generation}, not {generation}")
+            row.cancel_requested = True
+            row.generation += 1
+            row.version += 1
+            row.updated_at = now
+            session.flush()
+            append_events(session, job_id, [NewEvent("CancelRequested", reason=Reason.CANCELLED_BY_USER)], now)
+            return job_of(row)
+
+    def delete_job(self, project: str, job_id: str) -> None:
+        """Remove an ended job with its attempts and events. Its objects in storage are the caller's to remove.
+
+        Raises:
+            JobNotFound: the project has no such job.
+            JobNotTerminal: the job has not ended.
+        """
+        with self._write() as session:
+            row = find_job(session, project, job_id, lock=True)
+            if row.state not in TERMINAL:
+                raise JobNotTerminal(f"job {job_id} is {row.state}; cancel it first, and delete it once it has ended")
+            session.delete(row)
+
+    def attempts(self, project: str, job_id: str) -> list[Attempt]:
+        """A job's attempts, by number.
+
+        Raises:
+            JobNotFound: the project has no such job.
+        """
+        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
+        with self._read() as session:
+            find_job(session, project, job_id)
+            return [attempt_of(row) for row in session.scalars(query)]
+
+    def events(self, project: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
+        """The first `limit` of a job's events whose id is above `after`, in order.
+
+        Raises:
+            JobNotFound: the project has no such job.
+        """
+        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.id > after)
+        with self._read() as session:
+            find_job(session, project, job_id)
+            return [event_of(row) for row in session.scalars(query.order_by(EventRow.id).limit(limit))]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state, over all projects."""
+        with self._read() as session:
+            found = dict(session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples().all())
+        return {state: found.get(state, 0) for state in JobState}
+
+    def last_tick(self) -> datetime | None:
+        """When a controller last finished a look at all live jobs; None if none ever did."""
+        with self._read() as session:
+            return session.scalar(select(func.max(LeaseRow.last_tick_at)))
+
+    def check(self) -> None:
+        """Make sure that the database answers and has this version's schema.
+
+        Raises:
+            StoreUnavailable: it does not answer.
+            SchemaNotCurrent: the schema is another version's, or absent.
+        """
+        with self._read() as session:
+            current = current_revision(session.connection())
+        if current != head_revision():
+            raise SchemaNotCurrent(
+                f"the database's schema is at {current or 'nothing'} and this version needs {head_revision()}; "
+                "`python -m services migrate` brings an older one there"
+            )
+
+
+def _cursor(job: Job) -> str:
+    place = f"{job.created_at.isoformat()} {job.id}"
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _parse_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        at, job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
+        created_at = datetime.fromisoformat(at)
+        if created_at.utcoffset():
+            raise ValueError("not in UTC")
+        return created_at, job_id
+    except (ValueError, binascii.Error) as error:
+        raise InvalidCursor("the cursor is not one that this API gave; leave it out to begin at the newest") from error

@@ -1,0 +1,121 @@
+"""Who may do what with which data: projects, their API keys, and the registered data sets."""
+
+import hashlib
+import hmac
+import secrets
+
+from sqlalchemy import select
+
+from resforge.jobs import DatasetInfo
+from services.errors import DatasetNotFound, KeyNotFound, ProjectExists, ProjectNotFound, Unauthenticated
+from services.store.base import StoreBase, insert
+from services.store.tables import ApiKeyRow, DatasetRow, ProjectRow
+
+ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, lower case
+TOKEN_PREFIX = "rf"
+
+
+def random_id(length: int = 12) -> str:
+    """`length` random characters of base32, 5 bits each, that a DNS name may hold."""
+    return "".join(secrets.choice(ID_ALPHABET) for _ in range(length))
+
+
+class AccessStore(StoreBase):
+    """Projects, keys and data sets."""
+
+    def create_project(self, name: str) -> str:
+        """Add a project and give back its name.
+
+        Raises:
+            ProjectExists: it is there already.
+        """
+        with self._write() as session:
+            added = session.scalar(
+                insert(session, ProjectRow)
+                .values(name=name, created_at=self._now())
+                .on_conflict_do_nothing()
+                .returning(ProjectRow.name)
+            )
+        if added is None:
+            raise ProjectExists(f"there is a project {name} already")
+        return name
+
+    def create_key(self, project: str, note: str = "") -> tuple[str, str]:
+        """Make an API key for a project: its id, and the key itself, which can't be had again.
+
+        Raises:
+            ProjectNotFound: there is no such project.
+        """
+        key_id, secret = random_id(), secrets.token_hex(24)
+        with self._write() as session:
+            require_project(session.get(ProjectRow, project), project)
+            session.add(
+                ApiKeyRow(id=key_id, project=project, secret_sha256=_sha256(secret), note=note, created_at=self._now())
+            )
+        return key_id, f"{TOKEN_PREFIX}_{key_id}_{secret}"
+
+    def revoke_key(self, key_id: str) -> None:
+        """End a key's use; harmless when it was revoked before.
+
+        Raises:
+            KeyNotFound: there is no such key.
+        """
+        with self._write() as session:
+            row = session.get(ApiKeyRow, key_id)
+            if row is None:
+                raise KeyNotFound(f"there is no API key with the id {key_id}")
+            row.revoked_at = row.revoked_at or self._now()
+
+    def authenticate(self, token: str) -> str:
+        """The name of the project that an API key is for.
+
+        Raises:
+            Unauthenticated: it is no key of ours, or it was revoked. Which of them is not told.
+        """
+        prefix, _, rest = token.partition("_")
+        key_id, _, secret = rest.partition("_")
+        with self._read() as session:
+            row = session.get(ApiKeyRow, key_id) if prefix == TOKEN_PREFIX else None
+        if row is None or row.revoked_at is not None or not hmac.compare_digest(row.secret_sha256, _sha256(secret)):
+            raise Unauthenticated("the API key is not valid")
+        return row.project
+
+    def register_dataset(self, dataset: DatasetInfo) -> None:
+        """Add a data set, or replace the one of that name. Jobs that exist keep what they were submitted with."""
+        values = dataset.model_dump()
+        with self._write() as session:
+            session.execute(
+                insert(session, DatasetRow)
+                .values(values)
+                .on_conflict_do_update(index_elements=["name"], set_={k: v for k, v in values.items() if k != "name"})
+            )
+
+    def datasets(self) -> list[DatasetInfo]:
+        """Every registered data set, by name."""
+        with self._read() as session:
+            return [_dataset_of(row) for row in session.scalars(select(DatasetRow).order_by(DatasetRow.name))]
+
+    def dataset(self, name: str) -> DatasetInfo:
+        """The data set of that name.
+
+        Raises:
+            DatasetNotFound: none is registered.
+        """
+        with self._read() as session:
+            row = session.get(DatasetRow, name)
+        if row is None:
+            raise DatasetNotFound(f"no dataset {name!r} is registered")
+        return _dataset_of(row)
+
+
+def require_project(row: ProjectRow | None, name: str) -> None:
+    if row is None:
+        raise ProjectNotFound(f"there is no project {name}")
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def _dataset_of(row: DatasetRow) -> DatasetInfo:
+    return DatasetInfo.model_validate({name: getattr(row, name) for name in DatasetInfo.model_fields})

@@ -1,0 +1,211 @@
+"""The controller's side of the store: leases with fencing, and changes by compare-and-set."""
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, or_, select, update
+from sqlalchemy.orm import Session
+
+from resforge.jobs import ATTEMPT_TRANSITIONS, JOB_TRANSITIONS, TERMINAL, Attempt, AttemptState, JobState, Reason
+from services.errors import Fenced, IllegalTransition, Stale
+from services.store.base import StoreBase, append_events, attempt_of, insert, job_of
+from services.store.records import AttemptRecord, Change, JobRecord, Lease, NewEvent
+from services.store.tables import AttemptRow, JobRow, LeaseRow
+
+LIVE = tuple(state for state in JobState if state not in TERMINAL)
+
+# What a Change may set. The rest is the store's own, or never changes.
+JOB_COLUMNS = frozenset(
+    {"state", "reason", "message", "started_at", "finished_at", "progress", "result"}
+    | {"error_failures", "infrastructure_failures", "events_cursor"}
+)
+ATTEMPT_COLUMNS = frozenset(
+    {"state", "reason", "message", "resume_from", "restarts", "submitted_at", "running_at", "finished_at"}
+    | {"beat", "beat_seen_at", "stop_requested_at", "stop_reason"}
+)
+
+S = TypeVar("S", bound=StrEnum)
+
+
+class ControlStore(StoreBase):
+    """Leases, and what their holder does with live jobs."""
+
+    def acquire_lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+        """Take the lease when it is free or has expired, or renew one's own; None while another holds it.
+
+        The times are the holder's own. Clocks that differ between machines can only make a take-over too early or too
+        late: what keeps two holders from acting both is the epoch, which `apply` compares.
+        """
+        now = self._now()
+        expires_at = now + timedelta(seconds=ttl_s)
+        this = update(LeaseRow).where(LeaseRow.name == name).values(expires_at=expires_at)
+        renew = this.where(LeaseRow.holder == holder)
+        free = or_(LeaseRow.holder.is_(None), LeaseRow.expires_at <= now)
+        take = this.where(free).values(holder=holder, epoch=LeaseRow.epoch + 1)
+        with self._write() as session:
+            # Each statement is a compare-and-set: the database lets one writer at a time at the row.
+            first = insert(session, LeaseRow).values(name=name, holder=holder, epoch=1, expires_at=expires_at)
+            for statement in (renew, take, first.on_conflict_do_nothing(index_elements=["name"])):
+                epoch: int | None = session.scalar(statement.returning(LeaseRow.epoch))
+                if epoch is not None:
+                    return Lease(name, holder, epoch, expires_at)
+        return None
+
+    def release_lease(self, lease: Lease) -> None:
+        """Give the lease back, so that another need not wait until it expires; harmless when it is lost already."""
+        with self._write() as session:
+            session.execute(update(LeaseRow).where(*_held(lease)).values(holder=None, expires_at=self._now()))
+
+    def record_tick(self, lease: Lease) -> None:
+        """Note that the holder has looked at every live job.
+
+        Raises:
+            Fenced: the lease is lost.
+        """
+        with self._write() as session:
+            done = update(LeaseRow).where(*_held(lease)).values(last_tick_at=self._now())
+            if session.scalar(done.returning(LeaseRow.epoch)) is None:
+                raise _fenced(lease)
+
+    def live_jobs(self) -> list[JobRecord]:
+        """Every job that has not ended, oldest first, each with its newest attempt."""
+        query = _records().where(JobRow.state.in_(LIVE)).order_by(JobRow.created_at, JobRow.id)
+        with self._read() as session:
+            return [_record_of(job, attempt) for job, attempt in session.execute(query)]
+
+    def apply(self, lease: Lease, record: JobRecord, change: Change) -> JobRecord:
+        """Write one decision whole or not at all, and give back the job as it then is.
+
+        Each change of state adds its own event after `change.events`. A reason belongs to its state: a transition
+        that gives none clears the old one, and the message with it.
+
+        Raises:
+            Fenced: the lease is lost.
+            Stale: the job has changed, or is gone, since `record` was read.
+            IllegalTransition: the state machine has no such transition.
+            ValueError: the change names a column that it may not set, or an attempt that can't be.
+        """
+        job, attempt = _new_values(record, change)
+        now = self._now()
+        with self._write() as session:
+            _check_fence(session, lease)
+            if change.new_attempt is not None:
+                job["attempts"] = change.new_attempt.number
+            changed = session.scalar(
+                update(JobRow)
+                .where(JobRow.id == record.job.id, JobRow.version == record.version)
+                .values(version=record.version + 1, updated_at=now, **job)
+                .returning(JobRow.id)
+            )
+            if changed is None:
+                raise Stale(f"job {record.job.id} is not at version {record.version} any more")
+            if attempt and record.attempt is not None:
+                key = (AttemptRow.job_id == record.job.id, AttemptRow.number == record.attempt.attempt.number)
+                session.execute(update(AttemptRow).where(*key).values(**attempt))
+            if change.new_attempt is not None:
+                values = change.new_attempt.model_dump(exclude={"job"})
+                session.add(AttemptRow(job_id=record.job.id, **values))
+                session.flush()
+            append_events(session, record.job.id, (*change.events, *_transitions(record, change)), now)
+            row, newest = session.execute(_records().where(JobRow.id == record.job.id)).one()
+            return _record_of(row, newest)
+
+
+def _held(lease: Lease) -> tuple[Any, ...]:
+    return LeaseRow.name == lease.name, LeaseRow.holder == lease.holder, LeaseRow.epoch == lease.epoch
+
+
+def _fenced(lease: Lease) -> Fenced:
+    return Fenced(f"{lease.holder} has lost the lease {lease.name} of epoch {lease.epoch}")
+
+
+def _check_fence(session: Session, lease: Lease) -> None:
+    # Locked until this transaction ends, so nobody takes the lease over between this look and the commit.
+    if session.scalar(select(LeaseRow.epoch).where(*_held(lease)).with_for_update(read=True)) is None:
+        raise _fenced(lease)
+
+
+def _new_values(record: JobRecord, change: Change) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns to set on the job and on its newest attempt, checked."""
+    old, new = record.attempt, change.new_attempt
+    what = f"job {record.job.id}"
+    job = _checked(change.job, JOB_COLUMNS, JOB_TRANSITIONS, record.job.state, what)
+    if new is not None and (new.job, new.number) != (record.job.id, record.job.attempts + 1):
+        raise ValueError(f"the next attempt is {what}'s number {record.job.attempts + 1}, not {new.external_name}")
+    if not change.attempt:
+        return job, {}
+    if old is None:
+        raise ValueError(f"{what} has no attempt to change")
+    where = f"attempt {old.attempt.external_name}"
+    return job, _checked(change.attempt, ATTEMPT_COLUMNS, ATTEMPT_TRANSITIONS, old.attempt.state, where)
+
+
+def _checked(
+    values: Mapping[str, Any],
+    columns: frozenset[str],
+    transitions: Mapping[S, frozenset[S]],
+    before: S,
+    what: str,
+) -> dict[str, Any]:
+    if unknown := values.keys() - columns:
+        raise ValueError(
+            f"{what}: can't set {', '.join(sorted(unknown))}; a change may set {', '.join(sorted(columns))}"
+        )
+    after = values.get("state", before)
+    if after == before:
+        return dict(values)
+    if after not in transitions[before]:
+        accepted = ", ".join(sorted(transitions[before])) or "nothing, it has ended"
+        raise IllegalTransition(f"{what} is {before} and can't become {after}; accepted: {accepted}")
+    return {"reason": None, "message": "", **values}
+
+
+def _transitions(record: JobRecord, change: Change) -> Iterator[NewEvent]:
+    """An event for each state that the change moves."""
+    if record.attempt is not None:
+        old = record.attempt.attempt
+        yield from _transition("AttemptStateChanged", old.number, old.state, change.attempt)
+    if change.new_attempt is not None:
+        yield _created(change.new_attempt)
+    yield from _transition("JobStateChanged", None, record.job.state, change.job)
+
+
+def _transition(
+    kind: str, attempt: int | None, before: JobState | AttemptState, values: Mapping[str, Any]
+) -> Iterator[NewEvent]:
+    after = values.get("state", before)
+    if after != before:
+        yield NewEvent(kind, attempt, before, after, values.get("reason"), values.get("message", ""))
+
+
+def _created(attempt: Attempt) -> NewEvent:
+    return NewEvent("AttemptStateChanged", attempt.number, None, attempt.state, attempt.reason, attempt.message)
+
+
+def _records() -> "Select[JobRow, AttemptRow]":
+    newest = (AttemptRow.job_id == JobRow.id) & (AttemptRow.number == JobRow.attempts)
+    return select(JobRow, AttemptRow).outerjoin(AttemptRow, newest)
+
+
+def _record_of(row: JobRow, attempt: AttemptRow | None) -> JobRecord:
+    return JobRecord(
+        job=job_of(row),
+        version=row.version,
+        dataset=row.dataset,
+        attempt=None if attempt is None else _attempt_record_of(attempt),
+        error_failures=row.error_failures,
+        infrastructure_failures=row.infrastructure_failures,
+        events_cursor=row.events_cursor,
+    )
+
+
+def _attempt_record_of(row: AttemptRow) -> AttemptRecord:
+    return AttemptRecord(
+        attempt=attempt_of(row),
+        beat=row.beat,
+        beat_seen_at=row.beat_seen_at,
+        stop_requested_at=row.stop_requested_at,
+        stop_reason=None if row.stop_reason is None else Reason(row.stop_reason),
+    )
