@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,7 +68,7 @@ class EvalTotals:
 def evaluate(
     network: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
-    normalisation: Normalisation,
+    normalise: Callable[[Tensor], Tensor],
     device: torch.device,
     *,
     precision: str = "auto",
@@ -78,18 +78,17 @@ def evaluate(
     Args:
         network: on `device`; (N, C, H, W) float -> (N, classes) logits.
         loader: batches of (N, H, W, C) uint8 images and (N,) int64 labels.
-        normalisation: how the network was trained to see images.
+        normalise: (N, H, W, C) uint8 -> (N, C, H, W) float on `device`, as the network was trained to see images.
         device: where to compute.
         precision: as in the spec: "fp32", "bf16", or "auto", which is bf16 on a GPU and fp32 on a CPU.
     """
-    normalisation = normalisation.to(device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     training = network.training
     network.eval()
     try:
         with autocast(device, precision):
             for images, labels in loader:
-                logits = network(normalisation.normalise(images.to(device, non_blocking=True))).float()
+                logits = network(normalise(images.to(device, non_blocking=True))).float()
                 sums += _sums(logits, labels.to(device, non_blocking=True))
     finally:
         network.train(training)
@@ -153,8 +152,8 @@ def _read(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 def evaluate_checkpoint(
     directory: Path,
-    dataset: DatasetInfo | None = None,
     *,
+    location: str | None = None,
     batch: int = 256,
     device: torch.device | None = None,
     precision: str = "auto",
@@ -165,7 +164,7 @@ def evaluate_checkpoint(
 
     Args:
         directory: a folder with manifest.json and the parts beside it.
-        dataset: where the data lie; needed unless they come with the trainer.
+        location: the folder or s3:// prefix where the data lie, for formats that do not come with the trainer.
         batch: images at a time.
         device: a GPU where there is one, if left out.
         precision: as in the spec.
@@ -178,35 +177,29 @@ def evaluate_checkpoint(
         StorageError: S3 does not answer, or refuses.
     """
     network, manifest, normalisation = load_network(directory)
-    info = dataset or _described(manifest)
-    made_for = (manifest.channels, manifest.classes, manifest.image_size)
-    if (info.channels, info.classes, info.image_size) != made_for:
-        raise InvalidData(
-            f"the network takes {manifest.channels} channels of {manifest.image_size}x{manifest.image_size} pixels and "
-            f"knows {manifest.classes} classes; the data set {info.name} has {info.channels} of "
-            f"{info.image_size}x{info.image_size} and {info.classes}"
-        )
-    images = open_dataset(info, "test", store_factory=store_factory, cache_dir=cache_dir)
+    images = open_dataset(_described(manifest, location), "test", store_factory=store_factory, cache_dir=cache_dir)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = eval_loader(images, batch=batch, pin_memory=device.type == "cuda")
-    totals = evaluate(network.to(device), loader, normalisation, device, precision=precision)
+    totals = evaluate(network.to(device), loader, normalisation.to(device).normalise, device, precision=precision)
     return totals.point(attempt=manifest.attempt, step=manifest.step, epoch=manifest.epoch)
 
 
-def _described(manifest: Manifest) -> DatasetInfo:
-    """The data set that a manifest names, where its data come with the trainer."""
-    if manifest.dataset_format not in BUILT_IN:
+def _described(manifest: Manifest, location: str | None) -> DatasetInfo:
+    """The data set that a manifest names."""
+    built_in = manifest.dataset_format in BUILT_IN
+    if location is None and not built_in:
         raise InvalidData(
             f"the checkpoint was trained on {manifest.dataset}, whose format is {manifest.dataset_format}; "
-            "say where its data lie, by a folder or an s3:// prefix"
+            "say where its data lie: a folder or an s3:// prefix"
         )
     return DatasetInfo.model_validate(
         {
             "name": manifest.dataset,
             "format": manifest.dataset_format,
+            "location": location,
             "channels": manifest.channels,
             "classes": manifest.classes,
             "image_size": manifest.image_size,
-            "test_images": manifest.evaluation.images if manifest.evaluation else None,
+            "test_images": manifest.evaluation.images if built_in and manifest.evaluation else None,
         }
     )
