@@ -182,7 +182,7 @@ def _last_line(text: str) -> str:
 
 
 def _shorten(message: str) -> str:
-    """The first line and as much of the end as fits: Ray says what happened first, and a traceback ends in its cause."""
+    """The first line, where Ray says what happened, and what fits of the end, where a traceback names its cause."""
     message = message.strip()
     if len(message) <= _MESSAGE_LIMIT:
         return message
