@@ -11,7 +11,15 @@ from typing import Any
 
 import pydantic_core
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -50,9 +58,10 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
     try:
         with Session(bind, expire_on_commit=False) as session, session.begin():
             yield session
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise StoreUnavailable(f"the database: {' '.join(str(cause).split())}") from error
+    except (DataError, IntegrityError, NotSupportedError, ProgrammingError):
+        raise  # the database answers; the mistake is the caller's
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise _unavailable(engine, error) from error
 
 
 def use_write_ahead_log(engine: Engine) -> None:
@@ -67,8 +76,14 @@ def use_write_ahead_log(engine: Engine) -> None:
             connection.cursor().execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
-    except (OperationalError, sqlite3.OperationalError) as error:
-        raise StoreUnavailable(f"the database: {error}") from error
+    except (DBAPIError, sqlite3.Error) as error:
+        raise _unavailable(engine, error) from error
+
+
+def _unavailable(engine: Engine, error: Exception) -> StoreUnavailable:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    where = f" {engine.url.database}" if engine.dialect.name == "sqlite" else ""
+    return StoreUnavailable(f"the database{where}: {' '.join(str(cause).split())}")
 
 
 def _parse(url: str) -> URL:
