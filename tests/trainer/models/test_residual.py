@@ -1,0 +1,215 @@
+"""The networks in torch: as large as their descriptions say, named as torchvision names them, and true to the paper."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from resforge.networks import Network
+from resforge.spec import ModelSpec
+from tests.resforge.published import ROWS, Row
+from tests.resforge.test_networks import networks
+from trainer.models.residual import BasicBlock, PadShortcut, ResidualBlock, ResNet, build
+
+
+def network_of(
+    family: str, depth: int, *, size: int, channels: int = 3, classes: int = 10, **fields: object
+) -> Network:
+    model = ModelSpec.model_validate({"family": family, "depth": depth, **fields})
+    return model.network(channels=channels, classes=classes, image_size=size)
+
+
+def counted_by_torch(network: Network) -> tuple[int, int]:
+    """Parameters and multiply-adds of one image. FlopCounterMode counts a multiply-add as two."""
+    with torch.device("meta"):
+        module = build(network)
+        image = torch.empty(1, network.channels, network.image_size, network.image_size)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            logits = module.eval()(image)
+    assert logits.shape == (1, network.classes)
+    return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_published_networks_are_what_they_are_described_as(row: Row) -> None:
+    parameters, macs = counted_by_torch(row.network)
+    assert parameters == row.parameters
+    assert macs == row.network.macs
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks())
+def test_any_network_is_what_it_is_described_as(network: Network) -> None:
+    assert counted_by_torch(network) == (network.parameters, network.macs)
+
+
+# torchvision's naming rule: prefix -> the tensors below it. BN's are the same everywhere.
+_BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def torchvision_names(blocks: tuple[int, ...], convs: int, projected: set[str]) -> list[str]:
+    names = ["conv1.weight", *(f"bn1.{name}" for name in _BN)]
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(count):
+            prefix = f"layer{stage}.{block}"
+            for number in range(1, convs + 1):
+                names += [f"{prefix}.conv{number}.weight", *(f"{prefix}.bn{number}.{name}" for name in _BN)]
+            if prefix in projected:
+                names += [f"{prefix}.downsample.0.weight", *(f"{prefix}.downsample.1.{name}" for name in _BN)]
+    return [*names, "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks", "convs", "projected"),
+    [
+        (18, (2, 2, 2, 2), 2, {"layer2.0", "layer3.0", "layer4.0"}),
+        (50, (3, 4, 6, 3), 3, {"layer1.0", "layer2.0", "layer3.0", "layer4.0"}),
+        (152, (3, 8, 36, 3), 3, {"layer1.0", "layer2.0", "layer3.0", "layer4.0"}),
+    ],
+)
+def test_state_dict_names_are_torchvisions(
+    depth: int, blocks: tuple[int, ...], convs: int, projected: set[str]
+) -> None:
+    with torch.device("meta"):
+        module = build(network_of("imagenet", depth, size=224))
+    assert list(module.state_dict()) == torchvision_names(blocks, convs, projected)
+
+
+def test_the_cifar_family_uses_the_same_names() -> None:
+    with torch.device("meta"):
+        module = build(network_of("cifar", 20, size=32))
+    assert list(module.state_dict()) == torchvision_names((3, 3, 3), 2, set())
+
+
+def test_shapes_of_torchvisions_resnet50() -> None:
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in build(
+            network_of("imagenet", 50, size=224, classes=1000, variant="v1.5")
+        ).state_dict().items()}  # fmt: skip
+    assert shapes["conv1.weight"] == (64, 3, 7, 7)
+    assert shapes["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
+    assert shapes["layer4.2.conv2.weight"] == (512, 512, 3, 3)
+    assert shapes["fc.weight"] == (1000, 2048)
+
+
+def test_the_seed_gives_the_same_weights_to_the_last_bit() -> None:
+    def digest(seed: int) -> str:
+        torch.manual_seed(seed)
+        state = build(network_of("cifar", 8, size=8)).state_dict()
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
+
+
+def test_he_initialisation() -> None:
+    torch.manual_seed(0)
+    module = build(network_of("cifar", 20, size=32, width=64))
+    for layer in module.modules():
+        match layer:
+            case nn.Conv2d():
+                expected = math.sqrt(2 / (layer.out_channels * layer.kernel_size[0] ** 2))
+                # n weights: the estimate's own standard deviation is 1 / sqrt(2 n) of it
+                tolerance = 5 / math.sqrt(2 * layer.weight.numel())
+                assert layer.weight.std().item() == pytest.approx(expected, rel=tolerance)
+                assert layer.bias is None
+            case nn.BatchNorm2d():
+                assert layer.weight.eq(1).all()
+                assert layer.bias.eq(0).all()
+            case nn.Linear():
+                assert layer.weight.abs().max() <= 1 / math.sqrt(layer.in_features)
+
+
+@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
+@pytest.mark.parametrize(("family", "depth", "size"), [("cifar", 8, 9), ("imagenet", 18, 33), ("imagenet", 50, 33)])
+def test_gradients_reach_every_parameter(family: str, depth: int, size: int, shortcut: str) -> None:
+    torch.manual_seed(0)
+    module = build(network_of(family, depth, size=size, shortcut=shortcut, width=4))
+    loss = F.cross_entropy(module(torch.randn(4, 3, size, size)), torch.arange(4))
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def block_of(module: ResNet, name: str) -> ResidualBlock:
+    block = module.get_submodule(name)
+    assert isinstance(block, ResidualBlock)
+    return block
+
+
+def tiny(shortcut: str, depth: int = 8) -> ResNet:
+    torch.manual_seed(0)
+    return build(network_of("cifar", depth, size=8, shortcut=shortcut, width=4)).eval()
+
+
+def silence(block: ResidualBlock) -> None:
+    """Make F(x) zero, so that the block's output is relu of what its shortcut gives."""
+    assert isinstance(block, BasicBlock)
+    nn.init.zeros_(block.bn2.weight)
+
+
+def test_a_residual_block_adds_its_shortcut() -> None:
+    block = block_of(tiny("A"), "layer1.0")
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(block(x), F.relu(block.residual(x) + x))
+    silence(block)
+    assert torch.equal(block(x), F.relu(x))
+
+
+def test_a_plain_block_adds_nothing() -> None:
+    block = block_of(tiny("none"), "layer1.0")
+    x = torch.randn(2, 4, 8, 8)
+    assert block.downsample is None
+    assert torch.equal(block(x), F.relu(block.residual(x)))
+    silence(block)
+    assert block(x).eq(0).all()
+
+
+def test_plain_and_option_a_have_the_same_weights() -> None:
+    plain, residual = tiny("none").state_dict(), tiny("A").state_dict()
+    assert plain.keys() == residual.keys()
+    assert all(torch.equal(plain[name], residual[name]) for name in plain)
+
+
+def test_option_a_subsamples_and_pads_with_zeros() -> None:
+    block = block_of(tiny("A"), "layer2.0")
+    assert isinstance(block.downsample, PadShortcut)
+    assert not list(block.downsample.parameters())
+    x = torch.randn(2, 4, 7, 7)
+    y = block.downsample(x)
+    assert y.shape == (2, 8, 4, 4)
+    assert torch.equal(y[:, :4], x[:, :, ::2, ::2])
+    assert y[:, 4:].eq(0).all()
+
+
+def test_option_b_projects_only_where_the_shape_changes() -> None:
+    module = tiny("B")
+    assert isinstance(block_of(module, "layer1.0").downsample, nn.Identity)
+    convolution, normalisation = block_of(module, "layer2.0").downsample  # type: ignore[misc]
+    assert (convolution.kernel_size, convolution.stride) == ((1, 1), (2, 2))
+    assert isinstance(normalisation, nn.BatchNorm2d)
+
+
+def test_option_c_projects_everywhere() -> None:
+    module = tiny("C", depth=14)
+    assert all(
+        isinstance(block.downsample, nn.Sequential) for block in module.modules() if isinstance(block, ResidualBlock)
+    )
+
+
+@pytest.mark.parametrize(("variant", "strided"), [("v1", "conv1"), ("v1.5", "conv2")])
+def test_the_variant_says_which_convolution_strides(variant: str, strided: str) -> None:
+    with torch.device("meta"):
+        block = build(network_of("imagenet", 50, size=64, variant=variant)).get_submodule("layer3.0")
+    strides = {name: block.get_submodule(name).stride for name in ("conv1", "conv2", "conv3")}
+    assert strides == {name: (2, 2) if name == strided else (1, 1) for name in strides}
+
+
+def test_larger_images_pass_too() -> None:
+    assert tiny("A")(torch.randn(1, 3, 20, 12)).shape == (1, 10)
