@@ -35,6 +35,18 @@ class Problem(Resource):
     )
 
 
+class Readiness(Resource):
+    """What the API says of its parts when all of them are ready."""
+
+    parts: dict[str, str] = Field(description="The word `ready` by the name of the part.")
+
+
+class NotReady(Problem):
+    """What the API says of its parts when some are not ready."""
+
+    parts: dict[str, str] = Field(description="`ready`, or what is wrong, by the name of the part.")
+
+
 class LogEntry(LogLine):
     """A log line and its place in the stream."""
 

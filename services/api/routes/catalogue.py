@@ -1,0 +1,34 @@
+"""What there is to train: recipes, networks and datasets."""
+
+from fastapi import APIRouter
+
+from resforge.jobs import DatasetInfo
+from resforge.recipes import Recipe, all_recipes, get
+from resforge.resources import ModelInfo, Page
+from services.api.catalogue import models
+from services.api.context import Project, Svc
+
+router = APIRouter(prefix="/v1", tags=["catalogue"])
+
+
+@router.get("/recipes", summary="List the recipes")
+def list_recipes(_: Project) -> Page[Recipe]:
+    """Complete jobs under a name, most of them with the error that was published for them."""
+    return Page(items=tuple(all_recipes().values()))
+
+
+@router.get("/recipes/{name:path}", summary="Read a recipe")
+def get_recipe(_: Project, name: str) -> Recipe:
+    return get(name)
+
+
+@router.get("/models", summary="List the networks")
+def list_models(_: Project) -> Page[ModelInfo]:
+    """Every network of the paper with its parameters and multiply-adds, counted from its description."""
+    return Page(items=models())
+
+
+@router.get("/datasets", summary="List the datasets", response_model_exclude={"items": {"__all__": {"location"}}})
+def list_datasets(_: Project, services: Svc) -> Page[DatasetInfo]:
+    """What a job's `data.dataset` may name. Where they lie only operators see."""
+    return Page(items=tuple(services.store.datasets()))
