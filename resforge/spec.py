@@ -4,6 +4,7 @@ A `JobSpec` is a frozen, complete value. All that can be told to be wrong from t
 nowhere else; what only the operator knows (which datasets exist) is checked by the API.
 """
 
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,7 +32,8 @@ class ModelSpec(Part):
     family: Literal["cifar", "imagenet"] = Field(
         description="cifar: 6n+2 layers of 3x3 convolutions. imagenet: 18, 34, 50, 101 or 152 layers."
     )
-    depth: int = Field(description="Weighted layers, counted as in the paper.")
+    # The bound is against a typing error that would describe a network until the memory is full.
+    depth: int = Field(le=20_000, description="Weighted layers, counted as in the paper.")
     shortcut: Literal["none", "A", "B", "C"] = Field(
         description="none: plain. A: identity, zero-padded where channels grow. B: projection where the shape "
         "changes. C: projection everywhere. Left out: A for cifar, B for imagenet, as in the paper."
@@ -269,34 +271,73 @@ class FieldProblem(Part):
     given: str | None = None
 
 
+# Filled in by the family, so they are absent only where the family is absent or wrong, which is told of itself.
+_BY_FAMILY = (("model", "shortcut"), ("model", "width"))
+
+
 def field_problems(error: ValidationError) -> list[FieldProblem]:
     """Every bad field of a refused document at once, as JSON pointers with messages that say what is accepted."""
     problems = []
     for item in error.errors(include_url=False):
-        path = [str(step) for step in item["loc"]]
+        path, given = [str(step) for step in item["loc"]], item.get("input")
+        if item["type"] == "missing" and tuple(path) in _BY_FAMILY:
+            continue
+        is_key = path[-1:] == ["[key]"]  # pydantic's mark for a bad key of a mapping
+        if is_key:
+            path.pop()
         # A model validator reports the model; it names the field itself.
         field = (item.get("ctx") or {}).get("field")
         if field:
-            path += str(field).split(".")
+            steps = str(field).split(".")
+            path += steps
+            given = _at(given, steps)
         pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in path)
-        message = item["msg"]
-        if item["type"] == "extra_forbidden":
-            message = f"unknown field; accepted here: {', '.join(_siblings(path[:-1]))}"
-        given = None if item["type"] in ("missing",) or field else _shorten(item.get("input"))
-        problems.append(FieldProblem(pointer=pointer, message=message, given=given))
+        absent = item["type"] == "missing" or (field is not None and given is None)
+        message = ("the key: " if is_key else "") + _message(item["type"], item["msg"], path)
+        problems.append(FieldProblem(pointer=pointer, message=message, given=None if absent else _shorten(given)))
     return problems
 
 
-def _siblings(path: list[str]) -> list[str]:
-    """The fields that a JobSpec has at `path`."""
+def _message(kind: str, message: str, path: list[str]) -> str:
+    """Pydantic's words, with what is accepted where they leave it out."""
+    if kind == "extra_forbidden":
+        accepted = list(_model(path[:-1]).model_fields)
+        near = difflib.get_close_matches(path[-1], accepted, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        return f"unknown field{hint} accepted here: {', '.join(accepted)}"
+    if kind == "missing":
+        parent, inner = _model(path[:-1]), _model(path)
+        info = parent.model_fields.get(path[-1])
+        if inner is not parent:
+            return f"this field is required: {_fields_of(inner)}"
+        return f"this field is required: {info.description}" if info and info.description else "this field is required"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"expected {_fields_of(_model(path))}"
+    if kind == "string_pattern_mismatch":
+        letters = "letters" if path[:1] == ["labels"] else "lower-case letters"
+        return f"expected 1 to 63 {letters}, digits and inner - . _ / characters"
+    return message
+
+
+def _fields_of(model: type[BaseModel]) -> str:
+    return f"a mapping with the fields {', '.join(model.model_fields)}"
+
+
+def _model(path: list[str]) -> type[BaseModel]:
+    """The model that a JobSpec has at `path`, or the nearest around it."""
     model: type[BaseModel] = JobSpec
     for step in path:
         info = model.model_fields.get(step)
         inner = info.annotation if info else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ["(none)"]
-        model = inner
-    return list(model.model_fields)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return model
+
+
+def _at(document: object, steps: list[str]) -> object:
+    for step in steps:
+        document = document.get(step) if isinstance(document, dict) else getattr(document, step, None)
+    return document
 
 
 def _shorten(value: object) -> str:
