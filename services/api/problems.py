@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from resforge.recipes import UnknownRecipe
 from resforge.resources import Problem
@@ -188,12 +189,21 @@ def _http(request: Request, error: Exception) -> Response:
     if error.status_code == NOT_FOUND.status:
         return respond(NOT_FOUND, instance=path, detail=f"there is nothing at {path}; /docs lists what there is")
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        allowed = headers.get("Allow") or headers.get("allow") or "other methods"
+        allowed = ", ".join(_methods(request))
         detail = f"{path} does not take {request.method}; it takes {allowed}"
-        return respond(METHOD_NOT_ALLOWED, instance=path, detail=detail, headers=headers)
+        return respond(METHOD_NOT_ALLOWED, instance=path, detail=detail, headers={"Allow": allowed})
     phrase = HTTPStatus(error.status_code).phrase
     kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     return respond(kind, instance=path, detail=str(error.detail), headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What this path takes. The framework names only the methods of the first route that has the path."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _unknown(request: Request, _error: Exception) -> Response:
