@@ -115,9 +115,8 @@ def add_dataset(
     if dataset.format in WITHOUT_LOCATION and location is not None:
         _refuse(f"--location: the format {dataset.format} comes with the trainer and has none; leave it out")
     if dataset.format not in WITHOUT_LOCATION and not _is_location(location or ""):
-        _refuse(
-            f"--location: the format {dataset.format} needs an absolute path or s3://bucket/prefix, not {location!r}"
-        )
+        given = "none is given" if location is None else f"{location!r} is neither"
+        _refuse(f"--location: the format {dataset.format} needs an absolute path or s3://bucket/prefix; {given}")
     _store().register_dataset(dataset)
 
 

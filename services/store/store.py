@@ -7,7 +7,7 @@ holds no other I/O.
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, literal, select, tuple_
 
@@ -199,8 +199,9 @@ class JobStore(AccessStore, ControlStore):
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state, over all projects."""
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
         with self._read() as session:
-            found = dict(session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples().all())
+            found = {state: count for state, count in session.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
     def last_tick(self) -> datetime | None:
@@ -234,7 +235,7 @@ def _parse_cursor(cursor: str) -> tuple[datetime, str]:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         at, job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
         created_at = datetime.fromisoformat(at)
-        if created_at.utcoffset():
+        if created_at.utcoffset() != timedelta(0):
             raise ValueError("not in UTC")
         return created_at, job_id
     except (ValueError, binascii.Error) as error:

@@ -130,8 +130,3 @@ def upgrade() -> None:
         sa.Column("last_tick_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("name", name="pk_leases"),
     )
-
-
-def downgrade() -> None:
-    for table in ("leases", "events", "attempts", "job_labels", "jobs", "datasets", "api_keys", "projects"):
-        op.drop_table(table)
