@@ -1,0 +1,273 @@
+"""The controller: the I/O around `decide`.
+
+Several controllers may run; the one that holds the lease acts. No network I/O happens inside a database transaction:
+a tick reads the live jobs, looks at the launcher and at storage, decides, carries out, and only then writes by
+compare-and-set. It may die at any point and the next tick, of this controller or another, does what is left: every
+external name is deterministic, and everything that is done twice is harmless the second time.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import FrameType
+from typing import assert_never
+
+from resforge.jobs import ATTEMPT_TERMINAL, Attempt, Reason
+from resforge.s3 import ObjectStore, StorageError
+from resforge.storage import AttemptDocument, Control, Document, JobDocument, JobPrefix
+from services.controller.decide import (
+    ATTEMPTING,
+    WAITING,
+    Action,
+    Apply,
+    ForceStop,
+    Observed,
+    Policy,
+    RequestStop,
+    Submit,
+    decide,
+)
+from services.controller.fit import FitAnswer, Waiting, admit, gang_of
+from services.controller.leadership import Leadership
+from services.controller.observe import Look, Watch
+from services.controller.outcomes import condition, refused
+from services.errors import Fenced, Stale
+from services.launchers.base import Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest
+from services.launchers.ray_jobs import RayJobs
+from services.settings import Settings
+from services.store import connect
+from services.store.records import Change, JobRecord
+from services.store.store import JobStore
+
+logger = logging.getLogger(__name__)
+
+READERS = 8  # attempts looked at side by side; fewer than the ten connections that boto3 keeps
+
+
+def run(settings: Settings) -> None:
+    """Run a controller until SIGTERM or SIGINT."""
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    engine = connect(settings.database_url)
+    store = JobStore(engine)
+    store.check()
+    # Short patience: what does not answer now is asked again in the next tick.
+    objects = ObjectStore(settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2)
+    launcher = RayJobs(
+        settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
+    )
+    try:
+        Controller(store, objects, launcher, settings).run(stop)
+    finally:
+        launcher.close()
+        engine.dispose()
+
+
+class Controller:
+    """Brings every job to where it should be, one step a tick.
+
+    Args:
+        clock: the time that is written down, and by which silence is measured.
+        holder: this controller's name, unlike every other's; left out, one is made up.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        objects: ObjectStore,
+        launcher: Launcher,
+        settings: Settings,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        holder: str | None = None,
+    ) -> None:
+        self._store = store
+        self._objects = objects
+        self._launcher = launcher
+        self._settings = settings
+        self._clock = clock
+        self._policy = Policy(settings.heartbeat_timeout_s, settings.start_timeout_s, settings.stop_grace_s)
+        holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._leadership = Leadership(store, holder, settings.lease_s)
+        self._epoch: int | None = None
+        self._watch = Watch(gap_s=settings.lease_s)
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="look")
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until `stop` is set, then give the lease back."""
+        try:
+            while not stop.is_set():
+                pause = self._settings.tick_s
+                try:
+                    if not self.tick(stop):
+                        pause = max(pause, self._settings.lease_s / 5)
+                except Exception:
+                    # Such as a database that is away. The next tick does what this one left.
+                    logger.exception("a tick failed")
+                    pause = max(pause, 1.0)
+                stop.wait(pause)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the lease back, if it is held, so that another controller need not wait until it expires."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            self._leadership.release()
+        except Exception:
+            logger.exception("the lease could not be given back; it expires by itself")
+
+    def tick(self, stop: threading.Event | None = None) -> bool:
+        """Take every live job one step further; False if another controller acts."""
+        if not self._lead():
+            return False
+        try:
+            records = self._store.live_jobs()
+            observed = self._look(records)
+            for record in records:
+                if stop is not None and stop.is_set():
+                    return True
+                if record.job.id in observed:
+                    self._leadership.keep()
+                    self._handle(record, observed[record.job.id])
+            self._store.record_tick(self._leadership.lease)
+        except Fenced as error:
+            logger.warning("another controller acts: %s", error)
+            self._leadership.drop()
+            return False
+        return True
+
+    def _lead(self) -> bool:
+        leads = self._leadership.take()
+        epoch = self._leadership.lease.epoch if leads else None
+        if epoch != self._epoch:
+            logger.info("%s acts now", self._leadership.holder if leads else "another controller")
+            self._watch.forget()  # what happened meanwhile was not seen here
+            self._epoch = epoch
+        return leads
+
+    def _look(self, records: Sequence[JobRecord]) -> dict[str, Observed]:
+        """What is to be seen, by job. A job that can't be looked at is left out, and the others go on."""
+        look = Look(self._launcher, self._objects)
+        futures = {
+            record.job.id: self._pool.submit(look.attempt, record, record.attempt)
+            for record in records
+            if record.job.state in ATTEMPTING and record.attempt is not None
+        }
+        observed = self._look_for_room(look, records)
+        pending = set(futures.values())
+        while pending:
+            pending = wait(pending, timeout=self._settings.lease_s / 4).not_done
+            self._leadership.keep()
+        answered = {}
+        for job, future in futures.items():
+            try:
+                observed[job] = future.result()
+            except Exception:
+                logger.exception("job %s can't be looked at", job)
+            else:
+                answered[job] = not observed[job].storage_error
+        spans = self._watch.note(answered, self._clock())
+        return {job: replace(seen, watched_since=spans.get(job)) for job, seen in observed.items()}
+
+    def _look_for_room(self, look: Look, records: Sequence[JobRecord]) -> dict[str, Observed]:
+        """Whether the jobs that wait may start."""
+        waiting = [record.job for record in records if record.job.state in WAITING]
+        if not waiting:
+            return {}
+        nodes, launcher_error = look.nodes()
+        answers: dict[str, FitAnswer] = {}
+        if nodes is not None:
+            live = [(record.attempt.attempt, record.job) for record in records if record.attempt is not None]
+            taken = [
+                gang_of(job.spec)
+                for attempt, job in sorted(live, key=lambda pair: pair[0].created_at)
+                if attempt.state not in ATTEMPT_TERMINAL
+            ]
+            answers = admit(
+                nodes, taken, [Waiting(job.id, gang_of(job.spec)) for job in waiting if not job.cancel_requested]
+            )
+        seen = Observed(launcher_error=launcher_error, storage_error=look.storage())
+        return {job.id: replace(seen, fit=answers.get(job.id)) for job in waiting}
+
+    def _handle(self, record: JobRecord, observed: Observed) -> None:
+        """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease."""
+        try:
+            action = decide(record, observed, self._clock(), self._policy)
+            if action is not None:
+                self._write(record, self._carry_out(record, action))
+        except Stale:
+            logger.debug("job %s changed meanwhile; it is looked at again", record.job.id)
+        except Fenced:
+            raise
+        except Exception:
+            logger.exception("job %s could not be taken further", record.job.id)
+
+    def _carry_out(self, record: JobRecord, action: Action) -> Change:
+        """Do what the action asks outside the database, and give what is to be written then."""
+        try:
+            match action:
+                case Apply():
+                    pass
+                case Submit():
+                    self._submit(record)
+                case RequestStop():
+                    self._leadership.confirm()
+                    self._put(_prefix(record).control, Control(desired="stop", generation=record.job.generation))
+                case ForceStop():
+                    self._leadership.confirm()
+                    self._launcher.stop(_newest(record).external_name)
+                case _:
+                    assert_never(action)
+        except LauncherUnavailable as error:
+            return condition(record, Reason.LAUNCHER_UNAVAILABLE, str(error))
+        except StorageError as error:
+            return condition(record, Reason.STORAGE_UNAVAILABLE, str(error))
+        except LaunchRefused as error:
+            return refused(record, str(error), self._clock())
+        return action.change
+
+    def _submit(self, record: JobRecord) -> None:
+        """Write what the driver reads, then start it. Each of these is harmless when it was done before."""
+        job, attempt, prefix = record.job, _newest(record), _prefix(record)
+        self._leadership.confirm()
+        self._put(prefix.spec, JobDocument(job=job.id, project=job.project, spec=job.spec, dataset=record.dataset))
+        self._put(prefix.control, Control(desired="run", generation=job.generation))
+        self._put(
+            prefix.attempt(attempt.number).attempt,
+            AttemptDocument(number=attempt.number, resume_from=attempt.resume_from),
+        )
+        # A controller that slept since it decided must not start what its successor may have given up.
+        self._leadership.confirm()
+        uri = self._objects.uri(prefix.key.rstrip("/"))
+        self._launcher.submit(LaunchRequest(attempt.external_name, uri, attempt.number))
+
+    def _put(self, key: str, document: Document) -> None:
+        self._objects.put(key, document.to_bytes(), "application/json")
+
+    def _write(self, record: JobRecord, change: Change) -> None:
+        if change != Change():
+            self._store.apply(self._leadership.lease, record, change)
+
+
+def _prefix(record: JobRecord) -> JobPrefix:
+    return JobPrefix.of(record.job.project, record.job.id)
+
+
+def _newest(record: JobRecord) -> Attempt:
+    """The attempt that an action is about."""
+    if record.attempt is None:
+        raise ValueError(f"job {record.job.id} has no attempt")
+    return record.attempt.attempt
