@@ -51,7 +51,7 @@ class UnknownRecipe(LookupError):
 
     def __init__(self, name: str) -> None:
         close = difflib.get_close_matches(name, all_recipes(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = f"; did you mean {' or '.join(close)}?" if close else ";"
         super().__init__(f"there is no recipe {name!r}{hint} `resforge recipes` lists them all")
 
 

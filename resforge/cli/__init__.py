@@ -1,1 +1,17 @@
-"""The command line."""
+"""The command line. `main` is the entry point `resforge`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and leave with an exit code that scripts can use (see resforge.cli.exits)."""
+    from resforge.cli.app import app
+    from resforge.cli.exits import explain
+
+    try:
+        app()
+    except Exception as error:
+        code = explain(error)
+        if code is None:
+            raise
+        sys.exit(code)

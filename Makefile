@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up by themselves; all they need is Python 3.11 or newer, git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+# Two threads of BLAS a process on a machine with two cores only get into each other's way.
+export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   train ResNet-20 on handwritten digits through the whole service"
+	@echo "make check  style, types, architecture and the quick tests; under a minute"
+	@echo "make test   all of that, and the tests on real servers"
+	@echo "make bench  measure, and write docs/results"
+	@echo "make clean  remove what these made, .venv included"
+
+demo: $(READY)
+	$(BIN)/resforge demo
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(PYTEST) -m "not stack"
+
+test: check
+	$(PYTEST) -m stack
+
+bench: $(READY)
+	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	-[ ! -x $(BIN)/resforge ] || [ ! -d .demo ] || $(BIN)/resforge down --home .demo
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Once, and again when what is to be installed has changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Resforge needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) can't make virtual environments: its venv module is missing (Debian: apt install python3-venv)." \
+	    >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
