@@ -194,7 +194,9 @@ def _follow(case: _Case) -> Action:
         action = rule(case)
         if action is not None:
             return action
-    return Apply(cleared(case.record))
+    quiet = cleared(case.record)
+    # Asked in each tick until it has ended: the first time may have been lost with a storage that was away.
+    return RequestStop(quiet) if case.cancelling else Apply(quiet)
 
 
 def _begin_cancelling(case: _Case) -> Action | None:
