@@ -1,4 +1,4 @@
-"""`python -m trainer run PREFIX ATTEMPT` drives one attempt on a Ray cluster; `evaluate DIR` reads a pulled checkpoint."""
+"""Drive one attempt of a job on a Ray cluster, or evaluate a checkpoint that was pulled."""
 
 import argparse
 import json
@@ -78,7 +78,9 @@ def _evaluate(directory: Path, location: str | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps(point.model_dump(mode="json")))
     else:
-        print(f"top-1 {point.top1:.2%}, top-5 {point.top5:.2%}, loss {point.loss:.4f} on {point.images} held-out images")
+        print(
+            f"top-1 {point.top1:.2%}, top-5 {point.top5:.2%}, loss {point.loss:.4f} on {point.images} held-out images"
+        )
     return 0
 
 

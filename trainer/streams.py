@@ -72,7 +72,9 @@ class Shipper:
 
     def event(self, type: str, message: str, **data: Any) -> None:
         """Add to the events stream; the control plane copies it into the job's history."""
-        self.append(Stream.EVENTS, {"at": datetime.now(UTC).isoformat(), "type": type, "message": message, "data": data})
+        self.append(
+            Stream.EVENTS, {"at": datetime.now(UTC).isoformat(), "type": type, "message": message, "data": data}
+        )
 
     def document(self, key: str, document: BaseModel) -> None:
         """Overwrite an object; of several values within a second only the last is written."""

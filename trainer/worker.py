@@ -29,14 +29,17 @@ from trainer.callbacks.restore import Restore
 from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint
 from trainer.classifier import Classifier
-from trainer.data.loader import eval_loader, open_splits, train_loader
-from trainer.data.sampler import steps_per_epoch
+from trainer.data.loader import eval_loader, train_loader
+from trainer.data.sampler import TrainSampler, limited, steps_per_epoch
+from trainer.data.sets import ImageSet, input_normalisation, open_dataset
 from trainer.errors import TrainingFault
 from trainer.models.residual import build
 from trainer.run import Run
 from trainer.streams import Shipper
 
 logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Place:
         device: what it trains on.
         strategy, environment: Lightning's, for the process group that stands already.
         export: hands metrics to whatever collects them; called by rank 0 alone.
+        devices, nodes: Lightning's: workers on this node, and nodes. Under Ray each worker is its own.
     """
 
     rank: int
@@ -56,6 +60,8 @@ class Place:
     strategy: DDPStrategy
     environment: ClusterEnvironment
     export: Callable[[dict[Metric, float]], None]
+    devices: int = 1
+    nodes: int = 1
 
 
 def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, cache: Path) -> None:
@@ -97,8 +103,9 @@ def _train(
         # Two threads on one core were measured six times slower than one.
         torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
     with _agreement(place):
-        data = open_splits(job.dataset, spec.data, seed=training.seed, store=store, cache=cache)
-        per_epoch = steps_per_epoch(data.train_images, training.global_batch)
+        images, held_out = _open(job, store, cache)
+        per_epoch = steps_per_epoch(len(images), training.global_batch)
+        normalisation = input_normalisation(images, spec.data.mean).to(place.device)
     run = Run(
         store=store,
         prefix=prefix,
@@ -114,25 +121,29 @@ def _train(
         export=place.export,
     )
     torch.manual_seed(training.seed)
-    network = build(spec.model.network(channels=job.dataset.channels, classes=job.dataset.classes, image_size=job.dataset.image_size)).to(place.device, memory_format=torch.channels_last)
+    network = build(
+        spec.model.network(
+            channels=job.dataset.channels, classes=job.dataset.classes, image_size=job.dataset.image_size
+        )
+    ).to(place.device, memory_format=torch.channels_last)
 
     snapshot = _resume(run)
     run.step = snapshot.step if snapshot else 0
     run.announce()
-    module = Classifier(network, data.normalise, spec.optim, start_step=run.step, total_steps=run.total_steps)
-    loader = train_loader(
-        data, training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
-        start_step=run.step, total_steps=run.total_steps, cpus=spec.scaling.cpus_per_worker, device=place.device,
+    module = Classifier(network, normalisation.normalise, spec.optim, start_step=run.step, total_steps=run.total_steps)
+    sampler = TrainSampler(
+        len(images), training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
+        start_step=run.step, total_steps=run.total_steps,
     )  # fmt: skip
-    held_out = eval_loader(
-        data, max(1, training.global_batch // place.workers), rank=place.rank, workers=place.workers,
-        cpus=spec.scaling.cpus_per_worker, device=place.device,
-    )  # fmt: skip
+    cpus, cuda = spec.scaling.cpus_per_worker, place.device.type == "cuda"
+    loader = train_loader(images, sampler, spec.data.augment, cpus=cpus, pin_memory=cuda)
+    tests = eval_loader(held_out, batch=EVAL_BATCH, rank=place.rank, workers=place.workers, cpus=cpus, pin_memory=cuda)
     logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator=place.device.type,
-        devices="auto",
+        devices=place.devices,
+        num_nodes=place.nodes,
         strategy=place.strategy,
         plugins=[place.environment],
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
@@ -141,8 +152,8 @@ def _train(
         callbacks=[
             Restore(run, snapshot),
             Telemetry(run),
-            Evaluation(run, held_out),
-            Checkpointing(run, data.normalisation),
+            Evaluation(run, tests),
+            Checkpointing(run, normalisation.state()),
             Control(run),
         ],
         logger=False,
@@ -155,6 +166,20 @@ def _train(
     if run.step < run.total_steps:
         trainer.fit(module, loader)
     run.finish()
+
+
+def _open(job: JobDocument, store: ObjectStore, cache: Path) -> tuple[ImageSet, ImageSet]:
+    """The training images, as many as the spec asks for, and the held-out ones."""
+    data = job.spec.data
+
+    def bucket(name: str) -> ObjectStore:
+        return ObjectStore(name, endpoint=store.endpoint)
+
+    images = open_dataset(job.dataset, "train", store_factory=bucket, cache_dir=cache)
+    if data.train_limit is not None:
+        images = images.subset(limited(len(images), data.train_limit, job.spec.training.seed))
+    images.check(data.augment)
+    return images, open_dataset(job.dataset, "test", store_factory=bucket, cache_dir=cache)
 
 
 @contextmanager
@@ -187,6 +212,8 @@ def _resume(run: Run) -> Snapshot | None:
     if chosen[0] is None:
         return None
     manifest = chosen[0].manifest
-    run.event("Resumed", f"going on from step {manifest.step}, written by attempt {manifest.attempt}", step=manifest.step)
+    run.event(
+        "Resumed", f"going on from step {manifest.step}, written by attempt {manifest.attempt}", step=manifest.step
+    )
     run.evaluation = manifest.evaluation
     return read_checkpoint(run.store, chosen[0])

@@ -1,17 +1,13 @@
 """Evaluates on the held-out images when epochs end, every image exactly once over all workers."""
 
-from datetime import UTC, datetime
-
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
-from torch.utils.data import DataLoader
 
 from resforge import metrics
-from resforge.metrics import EvalPoint
 from trainer.classifier import Classifier
-from trainer.evaluate import evaluate
+from trainer.data.loader import Loader
+from trainer.evaluate import EvalTotals, evaluate
 from trainer.run import Run
 
 
@@ -22,7 +18,7 @@ class Evaluation(Callback):
     its next forward pass. So they are sent out here first, and what is measured is what the checkpoint gives.
     """
 
-    def __init__(self, run: Run, loader: DataLoader) -> None:
+    def __init__(self, run: Run, loader: Loader) -> None:
         self.run = run
         self.loader = loader
 
@@ -37,20 +33,11 @@ class Evaluation(Callback):
             for buffer in module.network.buffers():
                 dist.broadcast(buffer, src=0)
         own = evaluate(module.network, self.loader, module.normalise, run.device, precision=run.precision)
-        sums = torch.tensor(
-            [own.loss_sum, own.correct1, own.correct5, own.images], dtype=torch.float64, device=run.device
-        )
-        loss, top1, top5, images = run.total_over_ranks(sums).tolist()
-        run.evaluation = EvalPoint(
-            at=datetime.now(UTC),
-            attempt=run.attempt,
-            step=run.step,
-            epoch=run.epoch,
-            loss=loss / images,
-            top1=top1 / images,
-            top5=top5 / images,
-            images=int(images),
-        )
+        totals = EvalTotals.from_tensor(run.total_over_ranks(own.tensor().to(run.device)))
+        run.evaluation = totals.point(attempt=run.attempt, step=run.step, epoch=run.epoch)
         run.record(run.evaluation)
         run.progress(test_top1=run.evaluation.top1)
-        run.export({metrics.TEST_TOP1: run.evaluation.top1, metrics.TEST_LOSS: loss / images})
+        values = {metrics.TEST_TOP1: run.evaluation.top1}
+        if run.evaluation.loss is not None:
+            values[metrics.TEST_LOSS] = run.evaluation.loss
+        run.export(values)

@@ -23,6 +23,10 @@ class Files(Protocol):
         """Every file below a folder, sorted; none where there is no such folder."""
         ...
 
+    def folders(self, under: str) -> list[str]:
+        """The names of the folders directly below a folder, sorted; none where there is no such folder."""
+        ...
+
     def path(self, name: str) -> Path:
         """A local path of the file.
 
@@ -70,6 +74,10 @@ class LocalFiles:
             found += [f"{base}/{name}" if base != "." else name for name in files]
         return sorted(found)
 
+    def folders(self, under: str) -> list[str]:
+        folder = self.root / under
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
     def path(self, name: str) -> Path:
         path = self.root / name
         if not path.is_file():
@@ -92,10 +100,16 @@ class S3Files:
         self._store: tuple[int, ObjectStore] | None = None
 
     def names(self, under: str) -> list[str]:
-        base = f"{self._prefix}{under.rstrip('/')}/" if under else self._prefix
-        found = {item.key.removeprefix(self._prefix): item for item in self.store.list_objects(base)}
+        objects = self.store.list_objects(self._below(under))
+        found = {item.key.removeprefix(self._prefix): item for item in objects}
         self._objects.update(found)
         return sorted(found)
+
+    def folders(self, under: str) -> list[str]:
+        return self.store.list_folders(self._below(under))
+
+    def _below(self, folder: str) -> str:
+        return f"{self._prefix}{folder}/" if folder else self._prefix
 
     def path(self, name: str) -> Path:
         info = self._objects.get(name) or self._look_up(name)

@@ -1,9 +1,7 @@
 """Data sets as the trainer sees them: images by index, as uint8, and labels. `open_dataset` opens a registered one."""
 
-import os
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -126,7 +124,7 @@ class FolderSet(ImageSet):
         Raises:
             InvalidData: it can't be decoded.
         """
-        name = str(self._names[index])
+        name = self._names[index].decode()
         path = self._files.path(name)
         try:
             with Image.open(path) as image:
@@ -225,32 +223,47 @@ def _checked(info: DatasetInfo, arrays: formats.Arrays, where: str) -> ArraySet:
 def _open_folder(info: DatasetInfo, split: Split, files: Files) -> FolderSet:
     if info.channels == 2:
         raise InvalidData(f"the data set {info.name} is registered with 2 channels; images are decoded to 1 or 3")
-    for folder in _FOLDERS[split]:
-        names = [name for name in files.names(folder) if _is_image(name)]
-        if names:
-            break
-    else:
+    folder, classes = next(
+        ((folder, found) for folder in _FOLDERS[split] if (found := _classes(files, folder))), (None, [])
+    )
+    if folder is None:
         expected = " or ".join(f"{folder}/CLASS/IMAGE" for folder in _FOLDERS[split])
-        raise InvalidData(f"{files.where} holds no {expected} with one of the suffixes {' '.join(_SUFFIXES)}")
-    classes = Counter(name.split("/")[1] for name in names)
-    return FolderSet(info, files, *_labelled(info, files, folder, names, sorted(classes)))
+        raise InvalidData(f"{files.where} holds no {expected}")
+    if len(classes) != info.classes:
+        raise InvalidData(
+            f"{files.where} has {len(classes)} classes under {folder}/ ({_some(classes)}), and the data set "
+            f"{info.name} is registered with {info.classes}"
+        )
+    # A class is its place among the sorted names, so other names would be other classes.
+    if split == "test" and (trained := _classes(files, "train")) and trained != classes:
+        raise InvalidData(
+            f"the classes under {folder}/ and train/ of {files.where} differ: {_some(set(classes) ^ set(trained))}"
+        )
+    number = {name: index for index, name in enumerate(classes)}
+    names = [name for name in files.names(folder) if _is_image(name)]
+    labels = np.array([number[name.split("/")[1]] for name in names], dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty):
+        raise InvalidData(
+            f"{files.where} holds no image under {_some(f'{folder}/{classes[index]}' for index in empty)} "
+            f"with one of the suffixes {' '.join(_SUFFIXES)}"
+        )
+    # As bytes in one array: a million names in a list would be copied into every process that reads images.
+    return FolderSet(info, files, np.array([name.encode() for name in names]), labels)
+
+
+def _classes(files: Files, folder: str) -> list[str]:
+    return [name for name in files.folders(folder) if not name.startswith(".")]
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
 
 
 def _is_image(name: str) -> bool:
-    return name.count("/") == 2 and name.lower().endswith(_SUFFIXES) and not os.path.basename(name).startswith(".")
-
-
-def _labelled(
-    info: DatasetInfo, files: Files, folder: str, names: list[str], classes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    if len(classes) != info.classes:
-        some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        raise InvalidData(
-            f"{files.where} has {len(classes)} classes with images under {folder}/ ({some}), and the data set "
-            f"{info.name} is registered with {info.classes}"
-        )
-    number = {name: index for index, name in enumerate(classes)}
-    return np.array(names), np.array([number[name.split("/")[1]] for name in names], dtype=np.int64)
+    """Whether a file is SPLIT/CLASS/IMAGE, none of the three hidden."""
+    return name.count("/") == 2 and "/." not in name and name.lower().endswith(_SUFFIXES)
 
 
 def input_normalisation(images: ImageSet, mean: str) -> Normalisation:
