@@ -112,17 +112,29 @@ def _rooms(nodes: Sequence[Node], live: Sequence[Gang]) -> list[_Room]:
         if of_cpus <= cpus + _EPSILON and of_gpus <= gpus + _EPSILON:
             cpus, gpus = cpus - of_cpus, gpus - of_gpus
         else:
-            rooms = _place(rooms, gang)
+            rooms = _reserve(rooms, gang)
     return rooms
 
 
 def _place(rooms: Sequence[_Room], gang: Gang) -> list[_Room]:
-    """Put a gang where most of it goes together, as Ray's PACK does. What finds no room is left out."""
+    """The rooms once as much of the gang as fits is in them, most of it together, as Ray's PACK does."""
     left, after = gang.workers, list(rooms)
     for index in sorted(range(len(rooms)), key=lambda i: -rooms[i].workers(gang)):
         here = max(0, min(left, rooms[index].workers(gang)))
         after[index] = rooms[index].less(gang, here)
         left -= here
+    return after
+
+
+def _reserve(rooms: Sequence[_Room], gang: Gang) -> list[_Room]:
+    """Place a live gang. Workers for which no node has room in one piece take what is left in pieces."""
+    left = gang.workers - min(gang.workers, _count(rooms, gang))
+    cpus, gpus = left * gang.cpus_per_worker, float(left * gang.gpus_per_worker)
+    after = []
+    for room in _place(rooms, gang):
+        of_cpus, of_gpus = min(cpus, max(0.0, room.cpus)), min(gpus, max(0.0, room.gpus))
+        cpus, gpus = cpus - of_cpus, gpus - of_gpus
+        after.append(_Room(room.cpus - of_cpus, room.gpus - of_gpus))
     return after
 
 
