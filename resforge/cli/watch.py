@@ -69,12 +69,13 @@ def follow(client: "Client", job_id: str) -> "Job":
 
 
 def _follow_lines(client: "Client", job_id: str) -> "Job":
-    job, said_at, said_state = None, 0.0, ""
+    job, said_at, said, said_state = None, 0.0, "", ""
     for job in client.watch(job_id):
         state = where(job)
-        if state != said_state or time.monotonic() - said_at >= _LINE_EVERY_S:
-            note(f"{state:<24} {figures(job)}".rstrip())
-            said_at, said_state = time.monotonic(), state
+        line = f"{state:<24} {figures(job)}".rstrip()
+        if state != said_state or (line != said and time.monotonic() - said_at >= _LINE_EVERY_S):
+            note(line)
+            said_at, said, said_state = time.monotonic(), line, state
     assert job is not None
     return job
 

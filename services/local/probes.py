@@ -23,9 +23,11 @@ async def is_ready(probe: HttpProbe | RayProbe, client: httpx.AsyncClient) -> bo
     try:
         if isinstance(probe, HttpProbe):
             answer = await client.get(probe.url, timeout=5.0)
+            if probe.part is not None:
+                return bool(answer.json()["parts"][probe.part] == "ready")
             return answer.status_code == httpx.codes.OK or not probe.ok_only
         return await _ray_runs_a_job(probe, client)
-    except (httpx.HTTPError, ValueError, KeyError):
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no answer, or one of something else
         return False
 
 

@@ -31,10 +31,14 @@ PORTS = (
 
 @dataclass(frozen=True)
 class HttpProbe:
-    """Ready when the URL answers; with `ok_only`, when it answers 200."""
+    """Ready when the URL answers 200; without `ok_only`, when it answers at all.
+
+    With `part`, ready when the answer's JSON says so of that part.
+    """
 
     url: str
     ok_only: bool = True
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Program:
     """One process that the supervisor keeps alive, or with `once`, one that must run through before others start.
 
     `after` names the programs that must be ready first. `grace_s` is how long it may take to end by itself.
-    `ends_its_own` says that on SIGTERM it ends the processes that it started.
+    One that is not ready within `ready_within_s` is started anew. `ends_its_own` says that on SIGTERM it ends the
+    processes that it started.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Program:
     after: tuple[str, ...] = ()
     once: bool = False
     grace_s: float = 5.0
+    ready_within_s: float | None = 120.0
     ends_its_own: bool = False
     address: str | None = None  # for people to open
 
@@ -215,7 +221,14 @@ def services(config: Config) -> tuple[Program, ...]:
     command = (config.python, "-m", "services")
     return (
         Program("api", (*command, "api"), env, HttpProbe(f"{url}/healthz"), ("prepare",), address=url),
-        Program("controller", (*command, "controller"), env, after=("prepare",)),
+        Program(
+            "controller",
+            (*command, "controller"),
+            env,
+            HttpProbe(f"{url}/readyz", part="controller"),
+            ("prepare",),
+            ready_within_s=None,  # the API tells, and may be what is not there
+        ),
     )
 
 

@@ -28,7 +28,6 @@ log = logging.getLogger("resforge.local")
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0  # one that ran for so long starts again after the first pause
-READY_WITHIN_S = 120.0  # one that is not ready by then is ended and started again
 
 
 class PartState(StrEnum):
@@ -156,14 +155,14 @@ class Supervisor:
         probing = asyncio.create_task(self._until_ready(part))
         try:
             either: set[asyncio.Future[Any]] = {exited, probing}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=READY_WITHIN_S)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=part.program.ready_within_s)
             if probing.done() and not exited.done():
                 probing.result()
                 part.ready_after_s = time.monotonic() - began
                 self._set(part, PartState.READY)
                 part.was_ready.set()
             elif not exited.done():
-                log.warning("%s is not ready after %.0f s and is started again", part.program.name, READY_WITHIN_S)
+                log.warning("%s is not ready after %s s", part.program.name, part.program.ready_within_s)
                 await self._end(part, exited)
             await asyncio.wait({exited})  # unlike a plain await, this leaves the future alone when it is cancelled
             return exited.result()
