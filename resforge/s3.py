@@ -174,6 +174,18 @@ class ObjectStore:
                 for item in page.get("Contents", ())
             ]
 
+    def list_folders(self, prefix: str) -> list[str]:
+        """The names between the prefix, which ends in a slash or is empty, and the next slash; sorted."""
+        with self._translated():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+            )
+            return sorted(
+                item["Prefix"].removeprefix(prefix).rstrip("/")
+                for page in pages
+                for item in page.get("CommonPrefixes", ())
+            )
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is absent is no error."""
         with self._translated():

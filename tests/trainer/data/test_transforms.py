@@ -1,0 +1,138 @@
+"""Augmentation by given random numbers, the centre crop, and normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from resforge.spec import AugmentSpec
+from trainer.data.transforms import (
+    NUMBERS,
+    Normalisation,
+    centre_crop,
+    crop_and_flip,
+    scale_crop_and_flip,
+    shorter_side,
+)
+
+UNIT = st.floats(0, 1, exclude_max=True, width=32)
+
+
+def crop_by_hand(image: np.ndarray, numbers: np.ndarray, pad: int, flip: bool) -> np.ndarray:
+    """What `crop_and_flip` says of one image, pixel by pixel."""
+    size = image.shape[0]
+    top, left = int(numbers[0] * (2 * pad + 1)) - pad, int(numbers[1] * (2 * pad + 1)) - pad
+    out = np.zeros_like(image)
+    for row in range(size):
+        for column in range(size):
+            source_row, source_column = row + top, column + left
+            if 0 <= source_row < size and 0 <= source_column < size:
+                out[row, column] = image[source_row, source_column]
+    return out[:, ::-1] if flip and numbers[2] < 0.5 else out
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 5),
+    st.booleans(),
+    st.integers(1, 3),
+    st.lists(st.tuples(*[UNIT] * NUMBERS), min_size=1, max_size=6),
+    st.integers(0, 100),
+)
+def test_crops_are_what_they_are_said_to_be(
+    pad: int, flip: bool, channels: int, rows: list[tuple[float, ...]], seed: int
+) -> None:
+    numbers = np.array(rows, dtype=np.float32)
+    images = np.random.default_rng(seed).integers(1, 256, (len(rows), 6, 6, channels), dtype=np.uint8)
+    before = images.copy()
+    out = crop_and_flip(images, numbers, AugmentSpec(pad=pad, flip=flip))
+    assert out.dtype == np.uint8
+    for image, row, cropped in zip(images, numbers, out, strict=True):
+        assert np.array_equal(cropped, crop_by_hand(image, row.astype(np.float64), pad, flip))
+    assert np.array_equal(images, before), "the data set's own pixels stay as they are"
+
+
+def test_every_place_and_both_sides_are_drawn() -> None:
+    numbers = np.random.default_rng(0).random((2000, NUMBERS), dtype=np.float32)
+    image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1)
+    out = crop_and_flip(np.repeat(image, 2000, axis=0), numbers, AugmentSpec(pad=1, flip=True))
+    assert len({crop.tobytes() for crop in out}) == 3 * 3 * 2
+
+
+def test_without_augmentation_images_are_left_alone() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
+    assert np.array_equal(crop_and_flip(images, np.zeros((3, NUMBERS)), AugmentSpec()), images)
+
+
+def test_the_shorter_side_is_256_for_crops_of_224() -> None:
+    assert (shorter_side(224), shorter_side(32), shorter_side(8)) == (256, 37, 9)
+
+
+def marked(width: int, height: int) -> Image.Image:
+    """A grey image whose brightness is the column, from 0 to 255."""
+    return Image.fromarray(np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width)).copy())
+
+
+def test_the_centre_crop_is_of_the_centre() -> None:
+    pixels = centre_crop(marked(512, 256), 224)
+    assert pixels.shape == (224, 224, 1)
+    # columns 144 to 368 of 512
+    assert abs(int(pixels[0, 0, 0]) - 255 * 144 / 511) <= 2
+    assert abs(int(pixels[0, -1, 0]) - 255 * 367 / 511) <= 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 30), (30, 100), (8, 8), (1, 300), (7, 5)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_crops_of_any_image_have_one_size(width: int, height: int, mode: str) -> None:
+    image = Image.new(mode, (width, height), 200 if mode == "L" else (200, 100, 50))
+    channels = 1 if mode == "L" else 3
+    assert centre_crop(image, 24).shape == (24, 24, channels)
+    for corner in (0.0, 0.999):
+        numbers = np.full(NUMBERS, corner, dtype=np.float32)
+        for augment in (AugmentSpec(flip=True), AugmentSpec(scale=(24, 40)), AugmentSpec(pad=3)):
+            pixels = scale_crop_and_flip(image, 24, numbers, augment)
+            assert pixels.shape == (24, 24, channels)
+            if not augment.pad:
+                assert pixels.min() > 0, "no pixel from outside of the image"
+
+
+def test_the_scale_is_drawn_from_its_range() -> None:
+    """A larger scale shows less of the image: the difference across a crop of 32 from an image 64 wide."""
+    spans = {}
+    for number in (0.0, 0.5, 0.999):
+        numbers = np.array([0, 0, 0.9, number], dtype=np.float32)
+        pixels = scale_crop_and_flip(marked(64, 64), 32, numbers, AugmentSpec(scale=(32, 64), flip=True))
+        spans[number] = int(pixels[0, -1, 0]) - int(pixels[0, 0, 0])
+    assert spans[0.0] > 240
+    assert abs(spans[0.5] - 255 * 32 / 48) < 8
+    assert abs(spans[0.999] - 255 / 2) < 8
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    crop = lambda mirror: scale_crop_and_flip(  # noqa: E731
+        marked(40, 40), 32, np.array([0, 0, mirror, 0], dtype=np.float32), AugmentSpec(flip=True)
+    )
+    assert np.array_equal(crop(0.49), crop(0.5)[:, ::-1])
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (3,)])
+def test_normalisation(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    mean = random.random(shape, dtype=np.float32) * 255
+    std = np.array([50, 60, 70], dtype=np.float32)
+    normalisation = Normalisation(torch.from_numpy(mean), torch.from_numpy(std))
+    out = normalisation.normalise(torch.from_numpy(images))
+    assert out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    expected = ((images - mean.astype(np.float64)) / std).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_normalisation_survives_being_saved() -> None:
+    normalisation = Normalisation(torch.rand(4, 4, 1), torch.rand(1))
+    again = Normalisation.from_state(normalisation.to("cpu").state())
+    assert torch.equal(again.mean, normalisation.mean)
+    assert torch.equal(again.std, normalisation.std)
