@@ -1,0 +1,142 @@
+"""A gang of real worker processes without Ray: the loop of trainer/worker.py over gloo, which tests can kill.
+
+Workers are forked from a server that has torch and Lightning imported, so a gang stands in a fraction of a second.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from resforge import metrics
+from resforge.jobs import DatasetInfo
+from resforge.metrics import Metric
+from resforge.s3 import ObjectStore
+from resforge.spec import JobSpec
+from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result
+from tests.s3 import S3Server, free_port
+
+DIGITS = DatasetInfo(
+    name="digits", format="digits", channels=1, classes=10, image_size=8, train_images=1437, test_images=360
+)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Kill rank `rank` with SIGKILL as soon as rank 0 has reported step `step`."""
+
+    rank: int
+    step: int
+
+
+def write_job(store: ObjectStore, spec: JobSpec, job: str, dataset: DatasetInfo = DIGITS) -> JobPrefix:
+    """What the controller writes before a job's first attempt."""
+    prefix = JobPrefix.of("default", job)
+    document = JobDocument(job=job, project="default", spec=spec, dataset=dataset)
+    store.put(prefix.spec, document.to_bytes())
+    return prefix
+
+
+def run_gang(
+    s3: S3Server,
+    prefix: JobPrefix,
+    attempt: int,
+    workers: int,
+    *,
+    cache: Path,
+    resume_from: Sequence[int] = (),
+    kill: Kill | None = None,
+    timeout_s: float = 120,
+) -> Result | None:
+    """Run one attempt to its end, or until a kill brings the gang down; its result, if it left one.
+
+    When one worker dies, the others are killed too, as Ray Train does.
+    """
+    store = s3.store()
+    keys = prefix.attempt(attempt)
+    store.put(keys.attempt, AttemptDocument(number=attempt, resume_from=tuple(resume_from)).to_bytes())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.worker", "tests.trainer.gang"])
+    pids = context.Array("i", workers)
+    port = free_port()
+    processes = [
+        context.Process(
+            target=_work,
+            args=(rank, workers, port, pids, s3.endpoint, s3.environment, s3.bucket, prefix, attempt, cache, kill),
+            daemon=True,
+        )
+        for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        waiting = {process.sentinel: process for process in processes}
+        while waiting:
+            ended = multiprocessing.connection.wait(list(waiting), timeout_s)
+            assert ended, f"the gang did not end within {timeout_s} s"
+            if any(waiting.pop(sentinel).exitcode for sentinel in ended):  # type: ignore[call-overload]
+                break
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    data = store.find(keys.result)
+    return Result.model_validate_json(data) if data else None
+
+
+def _work(
+    rank: int, workers: int, port: int, pids: Any, endpoint: str, environment: dict[str, str], bucket: str,
+    prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None,
+) -> None:  # fmt: skip
+    import torch
+    import torch.distributed as dist
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from trainer.worker import Place, run
+
+    logging.basicConfig(level=logging.WARNING)
+    pids[rank] = os.getpid()
+    os.environ.update(
+        environment, RANK=str(rank), WORLD_SIZE=str(workers), LOCAL_RANK=str(rank), NODE_RANK="0",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    dist.init_process_group("gloo", rank=rank, world_size=workers, timeout=timedelta(seconds=60))
+
+    class Environment(LightningEnvironment):
+        @property
+        def creates_processes_externally(self) -> bool:
+            return True
+
+        def world_size(self) -> int:
+            return workers
+
+        def global_rank(self) -> int:
+            return rank
+
+        def set_world_size(self, size: int) -> None: ...
+
+        def set_global_rank(self, rank: int) -> None: ...
+
+    def export(values: dict[Metric, float]) -> None:
+        if kill and values.get(metrics.STEP, -1) >= kill.step:
+            os.kill(pids[kill.rank], signal.SIGKILL)
+
+    place = Place(
+        rank=rank, workers=workers, device=torch.device("cpu"), strategy=DDPStrategy(), environment=Environment(),
+        export=export, devices=workers,
+    )  # fmt: skip
+    try:
+        run(ObjectStore(bucket, endpoint=endpoint), prefix, attempt, place, cache=cache)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
