@@ -7,10 +7,19 @@ nowhere else; what only the operator knows (which datasets exist) is checked by 
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from resforge.networks import IMAGENET_BLOCKS, Network, describe
@@ -25,6 +34,16 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python's True is a 1 and YAML's `on` is True, so `epochs: on` would train for one epoch.
+        if isinstance(value, bool) and info.field_name:
+            accepted = cls.model_fields[info.field_name].annotation
+            if {int, float} & {accepted, *get_args(accepted)}:
+                raise PydanticCustomError("number", "expected a number, not true or false")
+        return value
+
 
 class ModelSpec(Part):
     """Which network to train (He et al. 2015, tables 1 and 6)."""
@@ -35,23 +54,19 @@ class ModelSpec(Part):
     # The bound is against a typing error that would describe a network until the memory is full.
     depth: int = Field(le=20_000, description="Weighted layers, counted as in the paper.")
     shortcut: Literal["none", "A", "B", "C"] = Field(
+        default_factory=lambda model: "A" if model["family"] == "cifar" else "B",
         description="none: plain. A: identity, zero-padded where channels grow. B: projection where the shape "
-        "changes. C: projection everywhere. Left out: A for cifar, B for imagenet, as in the paper."
+        "changes. C: projection everywhere. Left out: A for cifar, B for imagenet, as in the paper.",
     )
     variant: Literal["v1", "v1.5"] = Field(
         default="v1", description="Where a bottleneck strides: v1 on its first 1x1 (the paper), v1.5 on its 3x3."
     )
     width: int = Field(
-        ge=1, le=1024, description="Channels of the first stage. Left out: 16 for cifar, 64 for imagenet."
+        default_factory=lambda model: 16 if model["family"] == "cifar" else 64,
+        ge=1,
+        le=1024,
+        description="Channels of the first stage. Left out: 16 for cifar, 64 for imagenet.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_by_family(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("family") in ("cifar", "imagenet"):
-            cifar = data["family"] == "cifar"
-            return {"shortcut": "A" if cifar else "B", "width": 16 if cifar else 64, **data}
-        return data
 
     @model_validator(mode="after")
     def _depth_exists(self) -> Self:
@@ -271,16 +286,12 @@ class FieldProblem(Part):
     given: str | None = None
 
 
-# Filled in by the family, so they are absent only where the family is absent or wrong, which is told of itself.
-_BY_FAMILY = (("model", "shortcut"), ("model", "width"))
-
-
 def field_problems(error: ValidationError) -> list[FieldProblem]:
     """Every bad field of a refused document at once, as JSON pointers with messages that say what is accepted."""
     problems = []
     for item in error.errors(include_url=False):
         path, given = [str(step) for step in item["loc"]], item.get("input")
-        if item["type"] == "missing" and tuple(path) in _BY_FAMILY:
+        if item["type"] == "default_factory_not_called":  # what it rests on is wrong, which is told of itself
             continue
         is_key = path[-1:] == ["[key]"]  # pydantic's mark for a bad key of a mapping
         if is_key:
@@ -359,7 +370,11 @@ def read_document(path: Path) -> dict[str, Any]:
         SpecFileError: the file is absent, is neither JSON nor YAML, or holds something else than a mapping.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is a subset of YAML
+        text = path.read_text(encoding="utf-8")
+        try:
+            document = json.loads(text)  # not by YAML, which takes 1e-4 for a string and refuses tabs
+        except ValueError:
+            document = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecFileError(path, str(error)) from error
     if not isinstance(document, dict):
