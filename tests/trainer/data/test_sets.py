@@ -2,12 +2,15 @@
 
 import gzip
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from resforge.spec import AugmentSpec
 from tests.trainer.data.files import (
@@ -58,6 +61,25 @@ def test_digits_are_scikit_learns() -> None:
         assert abs(held_out / (held_out + np.sum(train.labels == digit)) - 0.2) < 0.01
     again = arrays(open_dataset(digits, "test"))
     assert np.array_equal(again.images, test.images)
+    # Together the two splits are what scikit-learn itself loads.
+    both = sorted(
+        (image.tobytes(), int(label))
+        for each in (train, test)
+        for image, label in zip(each.images, each.labels, strict=True)
+    )
+    original = load_digits()
+    scaled = np.rint(original.images * (255 / 16)).astype(np.uint8)
+    assert both == sorted((image.tobytes(), int(label)) for image, label in zip(scaled, original.target, strict=True))
+
+
+def test_digits_are_read_without_importing_scikit_learn() -> None:
+    program = (
+        "from resforge.jobs import DatasetInfo; from trainer.data.sets import open_dataset; import sys;"
+        "open_dataset(DatasetInfo(name='d', format='digits', channels=1, classes=10, image_size=8), 'train');"
+        "print({'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
 
 
 def test_digits_registered_otherwise_are_refused() -> None:
