@@ -69,7 +69,7 @@ def _digits(name: str, model: ModelSpec) -> Recipe:
             model=model,
             data=DataSpec(dataset="digits", augment=AugmentSpec(pad=1)),
             optim=OptimSpec(lr=0.1, schedule=ScheduleSpec(kind="cosine", warmup_steps=20)),
-            training=TrainingSpec(global_batch=64, epochs=12, log_every_steps=5),
+            training=TrainingSpec(global_batch=64, epochs=16, log_every_steps=5),
         ),
     )
 

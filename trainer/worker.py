@@ -70,6 +70,7 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     What is wrong with the job itself is written down as the attempt's result and not raised, since trying again would
     not help. Everything else (a peer that died, a store that is gone) is raised, so that the workers are replaced.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises otherwise
     keys = prefix.attempt(attempt)
     if store.find(keys.result) is not None:
         logger.info("attempt %d has ended already; nothing to do", attempt)
