@@ -61,7 +61,7 @@ def ray_cluster(
     token_path = folder / "token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
-    port, dashboard_port, agent_port, metrics_port, client_port = free_ports(5)
+    port, dashboard_port, agent_port, metrics_port, client_port, *fixed = free_ports(7)
     mark = uuid.uuid4().hex
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
@@ -69,14 +69,18 @@ def ray_cluster(
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
         f"--dashboard-agent-listen-port={agent_port}", f"--metrics-export-port={metrics_port}",
         f"--ray-client-server-port={client_port}", f"--temp-dir={folder / 'ray'}",
+        "--min-worker-port=0", "--max-worker-port=0",  # the kernel picks; Ray's own range is the same for every Ray
         f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={100 << 20}", "--disable-usage-stats",
     ]  # fmt: skip
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         # Without this, Ray takes the host's address instead of loopback and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
+        # Fixed numbers else, which a second Ray on the machine would find taken.
+        "AUTOSCALER_METRIC_PORT": str(fixed[0]),
+        "DASHBOARD_METRIC_PORT": str(fixed[1]),
         # Job drivers start by `python`, which must be the one that runs the tests.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",

@@ -39,11 +39,11 @@ class RayJobs(Launcher):
         dashboard: the base URL, such as http://127.0.0.1:8265.
         trainer_command: how a node starts the driver; the prefix's URI and the attempt's number are appended.
         token_path: a file that holds Ray's token, read again for each request so that it may be rotated.
-        timeout_s: seconds to wait for an answer. A submission to a fresh cluster takes a few.
+        timeout_s: seconds to wait for an answer. A submission that takes longer is found by its name.
     """
 
     def __init__(
-        self, dashboard: str, *, trainer_command: str, token_path: str | Path | None = None, timeout_s: float = 10.0
+        self, dashboard: str, *, trainer_command: str, token_path: str | Path | None = None, timeout_s: float = 5.0
     ) -> None:
         self._dashboard = dashboard.rstrip("/")
         self._trainer_command = trainer_command
