@@ -137,13 +137,12 @@ def list_datasets(as_json: AsJson = False) -> None:
 @app.command("api")
 def run_api() -> None:
     """Serve the REST API until it is told to stop."""
-    import uvicorn
-
     from services.api.app import create_app
+    from services.api.server import Server
 
     settings = _settings()
     _log(settings)
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_config=None)
+    Server(create_app(settings), host=settings.host, port=settings.port).run()
 
 
 @app.command("controller")

@@ -56,7 +56,7 @@ class ControlStore(StoreBase):
     def release_lease(self, lease: Lease) -> None:
         """Give the lease back, so that another need not wait until it expires; harmless when it is lost already."""
         with self._write() as session:
-            session.execute(update(LeaseRow).where(*_held(lease)).values(holder=None, expires_at=self._now()))
+            session.execute(update(LeaseRow).where(*_held(lease)).values(holder=None))
 
     def record_tick(self, lease: Lease) -> None:
         """Note that the holder has looked at every live job.

@@ -1,9 +1,14 @@
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import Engine
 
@@ -11,6 +16,7 @@ from services.__main__ import main
 from services.errors import Unauthenticated
 from services.store.builtin import BUILTIN
 from services.store.store import JobStore
+from tests.s3 import free_port
 
 Result = subprocess.CompletedProcess[str]
 Run = Callable[..., Result]
@@ -22,7 +28,7 @@ def services(*arguments: str, **environment: str) -> Result:
     """Run `python -m services` with nothing of RESFORGE_* set but what is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RESFORGE_")}
     command = [sys.executable, "-m", "services", *arguments]
-    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def runner(url: str) -> Run:
@@ -100,6 +106,60 @@ def test_data_sets_are_added_replaced_and_listed(run_here: Run) -> None:
     table = ok(run("datasets", "list"))
     assert "/data/cats" in table
     assert "64x64x3" in table
+
+
+@contextmanager
+def started(command: str, url: str, folder: Path, **environment: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """One of the two services, ended by SIGTERM, which it has to obey. Its log is in the folder."""
+    variables = {"RESFORGE_DATABASE_URL": url, "RESFORGE_S3_BUCKET": "unused", **environment}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services", command], env=os.environ | variables, stdout=log, stderr=log
+        )
+    try:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        # uvicorn ends in order and then by the very signal, as a shell expects.
+        assert process.wait(60) in (0, -signal.SIGTERM), (folder / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(true: Callable[[], object], process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.stack
+def test_the_api_answers_until_it_is_told_to_stop(sqlite_url: str, tmp_path: Path) -> None:
+    port = free_port()
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with started("api", sqlite_url, tmp_path, RESFORGE_PORT=str(port)) as process:
+        until(answers, process, tmp_path)
+    assert not answers()
+
+
+@pytest.mark.stack
+def test_the_controller_ticks_until_it_is_told_to_stop(
+    sqlite_url: str, tmp_path: Path, connected: Callable[[str], Engine]
+) -> None:
+    store = JobStore(connected(sqlite_url))
+    with started("controller", sqlite_url, tmp_path) as process:
+        until(store.last_tick, process, tmp_path)
+    # It gave its lease back, so the next one need not wait until it expires.
+    with started("controller", sqlite_url, tmp_path, RESFORGE_LEASE_S="3600") as process:
+        before = store.last_tick()
+        until(lambda: store.last_tick() != before, process, tmp_path)
 
 
 @pytest.mark.parametrize(

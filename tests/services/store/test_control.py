@@ -1,11 +1,14 @@
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Thread
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 
 from resforge.jobs import (
     ATTEMPT_TRANSITIONS,
@@ -369,6 +372,42 @@ def test_a_lease_that_was_never_given_is_fenced(harness: Harness) -> None:
     ):
         with pytest.raises(Fenced):
             harness.store.apply(forged, record, Change())
+
+
+@pytest.mark.postgres
+def test_a_take_over_waits_for_a_change_under_way(
+    postgres_url: str, connected: Callable[[str], Engine], project: str, spec: JobSpec, digits: DatasetInfo
+) -> None:
+    """Between an old holder's look at its lease and its commit, nobody else may become the holder."""
+    engine = connected(postgres_url)
+    store, rival = JobStore(engine), JobStore(connected(postgres_url))
+    store.create_project(project)
+    store.submit(project, spec, digits)
+    lease = lease_of(store, "one", 0)
+    [record] = store.live_jobs()
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+    with ThreadPoolExecutor(1) as pool, connected(postgres_url).connect() as observer:
+        take_overs: list[Future[Lease | None]] = []
+
+        def take_over(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            if "FROM leases" not in statement:
+                return
+            take_overs.append(pool.submit(rival.acquire_lease, "controller", "two", 10))
+            deadline = time.monotonic() + 30
+            while not observer.scalar(waiting):
+                assert not take_overs[0].done(), "the lease was taken over in the midst of a change"
+                assert time.monotonic() < deadline
+
+        event.listen(engine, "after_cursor_execute", take_over)
+        changed = store.apply(lease, record, Change(job={"message": "in time"}))
+        event.remove(engine, "after_cursor_execute", take_over)
+        [taken] = [future.result(timeout=30) for future in take_overs]
+    assert taken is not None
+    assert (taken.holder, taken.epoch) == ("two", 2)
+    assert store.live_jobs() == [changed]
+    with pytest.raises(Fenced):
+        store.apply(lease, changed, Change())
 
 
 def test_controllers_that_contend_never_write_under_an_older_epoch(

@@ -106,6 +106,14 @@ def test_readers_do_not_wait_for_a_writer(harness: Harness, engine: Engine) -> N
         assert harness.store.live_jobs() == [record]
 
 
+def test_a_writer_does_not_wait_for_readers(harness: Harness, engine: Engine) -> None:
+    record = harness.submit()
+    with transaction(engine, read_only=True) as session:
+        assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
+        harness.submit()
+    assert harness.store.live_jobs()[0] == record
+
+
 @pytest.mark.stack  # many processes: too slow for the quick part
 def test_processes_share_a_database(
     store: JobStore, project: str, database_url: str, spec: JobSpec, digits: DatasetInfo
