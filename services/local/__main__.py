@@ -9,8 +9,9 @@ from pathlib import Path
 
 from services.local.home import AlreadyRunning, Home, HomeError
 from services.local.ports import PortTaken
+from services.local.stack import PREFIX
 
-OK, FAILED, USAGE, NOT_RUNNING, RUNS_ALREADY = 0, 1, 2, 4, 5
+OK, FAILED, NOT_RUNNING, RUNS_ALREADY = 0, 1, 4, 5
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def _up(home: Home, args: argparse.Namespace) -> int:
     if args.cpus is not None and args.cpus < 1:
         raise HomeError("--cpus must be at least 1")
     if args.detach:
-        return lifecycle.detach([word for word in sys.argv[2:] if word != "--detach"])
+        return lifecycle.detach(home, [word for word in sys.argv[2:] if word != "--detach"])
     # For people; the file below the home has the times.
     logging.raiseExceptions = False  # the terminal may go away before the stack does
     handler = logging.StreamHandler(sys.stdout)
@@ -98,7 +99,7 @@ def main() -> int:
         code, message = FAILED, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     except KeyboardInterrupt:
         return 130
-    sys.stderr.write(f"resforge: {message}\n")
+    sys.stderr.write(f"{PREFIX}{message}\n")
     return code
 
 

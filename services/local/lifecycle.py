@@ -258,7 +258,7 @@ def let_go_of_output() -> None:
     os.close(null)
 
 
-def detach(arguments: Sequence[str]) -> int:
+def detach(home: Home, arguments: Sequence[str]) -> int:
     """Start `up` in a session of its own, pass its output on until it is up, and return its exit code, or 0."""
     command = [sys.executable, "-m", "services.local", "up", *arguments, "--quiet-once-up"]
     child = subprocess.Popen(
@@ -269,7 +269,8 @@ def detach(arguments: Sequence[str]) -> int:
         for line in child.stdout:  # ends when the stack is up or the child has ended
             sys.stdout.write(line.decode("utf-8", "replace"))
             sys.stdout.flush()
-        return child.poll() or 0
+        up_now = (read_json(home.connection) or {}).get("pid") == child.pid
+        return 0 if up_now else child.wait()
     except BaseException:
         child.terminate()
         child.wait()

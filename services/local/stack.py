@@ -16,6 +16,8 @@ _PROXIES = ("NO_PROXY", "no_proxy")
 # Ray's smallest is 75 MiB. Ours holds nothing big in it, and containers often have little shared memory.
 _OBJECT_STORE_BYTES = 100_000_000
 
+PREFIX = "resforge: "  # begins the one line that says what went wrong
+
 PORTS = (
     "api",
     "s3",

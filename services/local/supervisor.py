@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.local import processes
-from services.local.stack import Program
+from services.local.stack import PREFIX, Program
 
 if TYPE_CHECKING:
     import psutil
@@ -134,7 +134,8 @@ class Supervisor:
             part.pid = None
             if part.program.once:
                 if code != 0:
-                    raise StartFailed(last_line(part.log_path) or f"{part.program.name} ended with code {code}")
+                    said = last_line(part.log_path).removeprefix(PREFIX)
+                    raise StartFailed(said or f"{part.program.name} ended with code {code}")
                 self._set(part, PartState.DONE)
                 part.was_ready.set()
                 return
