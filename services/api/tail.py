@@ -189,9 +189,9 @@ class Tails:
                 if not await self._look(tail):
                     await asyncio.sleep(self._every_s)
         except Exception:
+            logger.exception("stream %s breaks off", tail.source.key)
             tail.failed = True
             tail.wake()
-            raise
 
     async def _look(self, tail: _Tail[P]) -> bool:
         """Fetch what is new; whether there may be more of it at once."""
