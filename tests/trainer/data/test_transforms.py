@@ -110,6 +110,16 @@ def test_the_scale_is_drawn_from_its_range() -> None:
     assert abs(spans[0.999] - 255 / 2) < 8
 
 
+def test_both_ends_of_the_scales_range_are_drawn_alike() -> None:
+    def crop(number: float, least: int, most: int) -> np.ndarray:
+        numbers = np.array([0.4, 0.4, 0, number], dtype=np.float32)
+        return scale_crop_and_flip(marked(64, 64), 32, numbers, AugmentSpec(scale=(least, most)))
+
+    assert np.array_equal(crop(0.49, 40, 41), crop(0, 40, 40))
+    assert np.array_equal(crop(0.5, 40, 41), crop(0, 41, 41))
+    assert not np.array_equal(crop(0, 40, 40), crop(0, 41, 41))
+
+
 def test_half_of_the_crops_are_mirrored() -> None:
     crop = lambda mirror: scale_crop_and_flip(  # noqa: E731
         marked(40, 40), 32, np.array([0, 0, mirror, 0], dtype=np.float32), AugmentSpec(flip=True)
