@@ -11,7 +11,6 @@ from resforge.s3 import ObjectInfo, ObjectNotFound, ObjectStore
 from trainer.errors import InvalidData
 
 StoreFactory = Callable[[str], ObjectStore]
-DEFAULT_CACHE = Path.home() / ".cache" / "resforge" / "datasets"
 
 
 class Files(Protocol):
@@ -54,7 +53,8 @@ def files_at(
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     if not bucket:
         raise InvalidData(f"{location} names no bucket; an address looks like s3://bucket/prefix")
-    return S3Files(bucket, prefix, store_factory or ObjectStore, cache_dir or DEFAULT_CACHE)
+    cache = cache_dir or Path.home() / ".cache" / "resforge" / "datasets"
+    return S3Files(bucket, prefix, store_factory or ObjectStore, cache)
 
 
 class LocalFiles:

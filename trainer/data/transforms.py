@@ -34,7 +34,7 @@ def crop_and_flip(images: np.ndarray, numbers: np.ndarray, augment: AugmentSpec)
         return images
     count, height, width, _ = images.shape
     pad = augment.pad
-    top, left = (_pick(numbers[:, axis], 2 * pad + 1)[:, None] for axis in (0, 1))
+    top, left = (_pick(numbers[:, axis], 2 * pad)[:, None] for axis in (0, 1))
     rows = top + np.arange(height)
     columns = left + np.arange(width)
     if augment.flip:
