@@ -69,8 +69,7 @@ def test_a_repeated_key_gives_the_first_job_again(both: tuple[Api, httpx.Client]
 
 
 def test_another_projects_key_may_be_the_same(api: Api) -> None:
-    api.store.create_project("other")
-    _, key = api.store.create_key("other")
+    _, key = api.store.create_key(api.store.create_project("another-with-the-same-key"))
     ids = set()
     for token in (None, key):
         with api.http(token) as http:
@@ -166,8 +165,7 @@ def test_another_projects_job_is_not_there(api: Api) -> None:
     job = api.ended()
     api.append(job, Stream.LOGS, 1, [line("secret")])
     api.checkpoint(job, 10, top1=0.5)
-    api.store.create_project("other")
-    _, key = api.store.create_key("other")
+    _, key = api.store.create_key(api.store.create_project("stranger"))
     paths = ["", "/attempts", "/events", "/logs", "/metrics", "/checkpoints", "/checkpoints/best"]
     asked = [("GET", path) for path in [*paths, "/checkpoints/best/download"]] + [("POST", "/cancel"), ("DELETE", "")]
     with api.http(key) as stranger, api.http() as owner:
