@@ -17,6 +17,8 @@ from trainer.data.formats import Split
 from trainer.data.transforms import Normalisation, centre_crop, crop_and_flip, scale_crop_and_flip
 from trainer.errors import InvalidData
 
+Indices = Sequence[int] | np.ndarray
+
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 # The training split's folder, and those that the held-out one may have.
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
@@ -52,11 +54,11 @@ class ImageSet(ABC):
         """
 
     @abstractmethod
-    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
         """Augmented images, (n, size, size, C) uint8, by their random numbers, (n, transforms.NUMBERS) in [0, 1)."""
 
     @abstractmethod
-    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+    def test_images(self, indices: Indices) -> np.ndarray:
         """Images as they are evaluated, (n, size, size, C) uint8: a single centred view."""
 
     @abstractmethod
@@ -80,10 +82,10 @@ class ArraySet(ImageSet):
                 f"images of one size; leave it out, or give data.augment.pad instead"
             )
 
-    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
         return crop_and_flip(self.images[indices], numbers, augment)
 
-    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+    def test_images(self, indices: Indices) -> np.ndarray:
         return self.images[indices]
 
     def subset(self, indices: np.ndarray) -> Self:
@@ -106,12 +108,12 @@ class FolderSet(ImageSet):
                 f"need {self.info.image_size} or more"
             )
 
-    def train_images(self, indices: Sequence[int], numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
         size = self.info.image_size
         images = zip(map(self.image, indices), numbers, strict=True)
         return self._stack([scale_crop_and_flip(image, size, row, augment) for image, row in images])
 
-    def test_images(self, indices: Sequence[int]) -> np.ndarray:
+    def test_images(self, indices: Indices) -> np.ndarray:
         return self._stack([centre_crop(self.image(index), self.info.image_size) for index in indices])
 
     def _stack(self, images: list[np.ndarray]) -> np.ndarray:
@@ -156,6 +158,7 @@ def open_dataset(
         InvalidData: the data are absent, damaged, or not what the registration says.
         StorageError: S3 does not answer, or refuses.
     """
+    opened: ImageSet
     if info.format in ("digits", "synthetic"):
         opened = _built_in(info, split)
     elif info.location is None:

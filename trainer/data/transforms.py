@@ -34,7 +34,7 @@ def crop_and_flip(images: np.ndarray, numbers: np.ndarray, augment: AugmentSpec)
         return images
     count, height, width, _ = images.shape
     pad = augment.pad
-    top, left = (_pick(numbers[:, axis], 2 * pad)[:, None] for axis in (0, 1))
+    top, left = (_pick(numbers[:, axis], 2 * pad + 1)[:, None] for axis in (0, 1))
     rows = top + np.arange(height)
     columns = left + np.arange(width)
     if augment.flip:
@@ -53,7 +53,7 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
     """
     if augment.scale:
         least, most = augment.scale
-        side = least + int(_pick(numbers[3], most - least + 1))
+        side = least + int(_pick(numbers[3], most - least))
     else:
         side = shorter_side(size)
     image = _resize(image, side)
