@@ -5,12 +5,11 @@ Workers are forked from a server that has torch and Lightning imported, so a gan
 
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import traceback
 from collections.abc import Sequence
-from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -136,7 +135,7 @@ def _work(
     )  # fmt: skip
     try:
         run(ObjectStore(bucket, endpoint=endpoint), prefix, attempt, place, cache=cache)
-    except BaseException:
+    except Exception:  # noqa: BLE001 - told by the exit code
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)
+    os._exit(0)  # without the farewells of a process group whose other members may be dead

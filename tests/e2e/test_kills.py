@@ -1,0 +1,89 @@
+"""kill -9 of each part at a random moment of a job: it ends in SUCCEEDED, with nothing lost and nothing run twice."""
+
+import os
+import random
+import signal
+from itertools import pairwise
+
+import pytest
+
+from resforge.client import Client
+from resforge.jobs import Attempt, Job
+from resforge.resources import TrainEntry
+from tests.e2e.following import SMALL, driver, final_weights, reach
+from tests.embedded import EmbeddedStack
+from tests.services.local.waiting import until
+
+pytestmark = pytest.mark.stack
+
+LAST = SMALL["training"]["steps"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: EmbeddedStack) -> str:
+    """SHA-256 of the weights that the job ends with when nobody disturbs it."""
+    with stack.client() as client:
+        job = client.wait(client.submit(SMALL).id, 180)
+        assert (job.state, job.attempts) == ("SUCCEEDED", 1)
+        return final_weights(client, job.id)
+
+
+def _moment() -> int:
+    seed = random.SystemRandom().randrange(2**32)
+    step = random.Random(seed).randrange(1, LAST * 2 // 3)
+    print(f"killed at step {step}")
+    return step
+
+
+def _ended_well(client: Client, job_id: str, undisturbed: str) -> tuple[Job, list[Attempt]]:
+    job = client.wait(job_id, 240)
+    assert job.state == "SUCCEEDED", job.message
+    assert final_weights(client, job_id) == undisturbed
+    attempts = client.attempts(job_id)
+    assert [attempt.number for attempt in attempts] == list(range(1, job.attempts + 1))
+    assert [attempt.state for attempt in attempts].count("SUCCEEDED") == 1
+    # No attempt begins before the one before has ended.
+    for before, after in pairwise(attempts):
+        assert before.finished_at is not None
+        assert before.finished_at <= after.created_at
+    ends = [event for event in client.events(job_id) if event.after == "SUCCEEDED" and event.type == "JobStateChanged"]
+    assert len(ends) == 1
+    steps = {point.step for point in client.metrics(job_id) if isinstance(point, TrainEntry)}
+    assert steps == set(range(1, LAST + 1))
+    return job, attempts
+
+
+@pytest.mark.parametrize("part", ["api", "controller"])
+def test_a_killed_service_is_not_noticed_by_the_training(
+    stack: EmbeddedStack, client: Client, undisturbed: str, part: str
+) -> None:
+    job = client.submit(SMALL)
+    reach(client, job.id, _moment())
+    before = stack.part(part)
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: stack.part(part)["pid"] != before["pid"], within_s=60, what=f"the {part} starts again")
+    job, _ = _ended_well(client, job.id, undisturbed)
+    assert job.attempts == 1
+    assert job.progress is not None
+    assert job.progress.restarts == 0
+
+
+def test_a_killed_driver_is_followed_by_another_attempt(stack: EmbeddedStack, client: Client, undisturbed: str) -> None:
+    job = client.submit(SMALL)
+    reach(client, job.id, _moment())
+    driver(stack, job.id).kill()
+    job, (first, second) = _ended_well(client, job.id, undisturbed)
+    assert (first.state, first.reason) == ("LOST", "DriverLost")
+    assert second.resume_from == (1,)
+
+
+def test_a_killed_worker_is_replaced_inside_the_attempt(stack: EmbeddedStack, client: Client, undisturbed: str) -> None:
+    job = client.submit(SMALL)
+    reach(client, job.id, _moment())
+    workers = [line.line.split() for line in client.logs(job.id) if " is rank " in line.line]
+    pids = [int(words[words.index("process") + 1]) for words in workers]
+    assert len(pids) == 2
+    assert set(pids) <= {member.pid for member in stack.members()}
+    os.kill(random.SystemRandom().choice(pids), signal.SIGKILL)
+    job, (attempt,) = _ended_well(client, job.id, undisturbed)
+    assert attempt.restarts == 1

@@ -1,0 +1,109 @@
+"""The main job: posted over REST, trained by real workers on real digits, pulled from S3 and evaluated elsewhere."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from resforge import metrics
+from resforge.client import Client
+from resforge.jobs import Job
+from resforge.resources import EvalEntry, TrainEntry
+from tests.e2e.following import reach
+from tests.embedded import EmbeddedStack
+from tests.services.local.waiting import until
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def scraped(stack: EmbeddedStack) -> dict[str, str]:
+    """What a Prometheus would have read at Ray's agent while the job ran, by job."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def job(stack: EmbeddedStack, scraped: dict[str, str]) -> Iterator[Job]:
+    with stack.client() as client:
+        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "labels": {"test": "main"}})
+        reach(client, job.id, 20)
+
+        def scrape() -> str | None:
+            text = httpx.get(stack.connection["ray_metrics"], trust_env=False).text
+            return text if f"ray_{metrics.TRAIN_LOSS.name}" in text and job.id in text else None
+
+        scraped[job.id] = until(scrape, within_s=60, what="the trainer's metrics at Ray's agent")
+        yield client.wait(job.id, 180)
+
+
+def test_it_succeeds_with_more_than_96_percent(job: Job) -> None:
+    assert (job.state, job.attempts, job.message) == ("SUCCEEDED", 1, job.message)
+    assert job.result is not None
+    assert job.result.top1 > 0.96
+    assert job.result.images == 360
+    assert job.progress is not None
+    assert (job.progress.step, job.progress.restarts) == (352, 0)
+
+
+def test_its_history_tells_every_transition_and_checkpoint(client: Client, job: Job) -> None:
+    events = client.events(job.id)
+    assert [event.after for event in events if event.type == "JobStateChanged"] == ["STARTING", "RUNNING", "SUCCEEDED"]
+    types = [event.type for event in events]
+    assert types.count("CheckpointCommitted") == 16
+    assert types.count("WorkersStarted") == 1
+    assert [event.id for event in events] == sorted(event.id for event in events)
+
+
+def test_the_best_checkpoint_evaluates_to_what_was_reported(client: Client, job: Job, tmp_path: Path) -> None:
+    assert job.result is not None
+    best = client.checkpoint(job.id, "best")
+    assert best.evaluation is not None
+    assert best.evaluation.top1 == max(item.evaluation.top1 for item in client.checkpoints(job.id) if item.evaluation)
+    client.download(job.id, "best", tmp_path / "best")
+    command = [sys.executable, "-m", "trainer", "evaluate", str(tmp_path / "best"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    evaluated = json.loads(done.stdout)
+    assert (evaluated["top1"], evaluated["top5"], evaluated["images"]) == (job.result.top1, job.result.top5, 360)
+
+
+def test_its_metrics_are_all_there_in_order(client: Client, job: Job) -> None:
+    points = client.metrics(job.id)
+    training = [point for point in points if isinstance(point, TrainEntry)]
+    steps = [point.step for point in training]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 352
+    assert all(point.images_per_second > 0 and point.grad_norm and point.eta_s >= 0 for point in training)
+    assert training[-1].loss is not None
+    assert training[0].loss is not None
+    assert training[-1].loss < training[0].loss
+    assert [point.epoch for point in points if isinstance(point, EvalEntry)] == list(range(16))
+
+
+def test_driver_and_workers_are_heard_in_the_logs(client: Client, job: Job) -> None:
+    lines = client.logs(job.id)
+    sources = {line.source for line in lines}
+    assert "driver" in sources
+    assert any("RayTrainWorker" in source for source in sources)
+    text = "\n".join(line.line for line in lines)
+    assert "is rank 0 of 2" in text
+    assert "is rank 1 of 2" in text
+    assert "\x1b" not in text
+
+
+def test_prometheus_sees_the_job_through_rays_agent(job: Job, scraped: dict[str, str]) -> None:
+    lines = [line for line in scraped[job.id].splitlines() if f'job_id="{job.id}"' in line]
+    for metric in (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.GRAD_NORM, metrics.RESTARTS):
+        assert any(line.startswith(f"ray_{metric.name}{{") and 'attempt="1"' in line for line in lines), metric.name
+
+
+def test_no_secret_was_logged_or_shown_by_ray(stack: EmbeddedStack, client: Client, job: Job) -> None:
+    secrets = [stack.connection["s3_secret_key"], stack.connection["api_key"], stack.home.ray_token.read_text().strip()]
+    headers = {"Authorization": f"Bearer {secrets[-1]}"}
+    shown = httpx.get(f"{stack.connection['ray_dashboard']}/api/jobs/", headers=headers, trust_env=False).text
+    assert job.id in shown
+    said = shown + "\n".join(line.line for line in client.logs(job.id))
+    assert not any(secret in said for secret in secrets)
