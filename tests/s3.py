@@ -1,9 +1,12 @@
 """A real S3 server for tests: `rclone serve s3` over a folder, on a free loopback port."""
 
+import ctypes
 import os
 import secrets
+import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from typing import Any
 from resforge.s3 import ObjectStore
 
 BUCKET = "resforge-test"
+
+_libc = ctypes.CDLL(None)
 
 
 def rclone() -> str:
@@ -57,7 +62,7 @@ class S3Server:
         return ObjectStore(self.bucket, endpoint=self.endpoint, **options)
 
     def file(self, key: str) -> Path:
-        """The file behind an object, to damage it."""
+        """The file behind an object, to damage it. Its size must stay: the server remembers that."""
         return self.root / self.bucket / key
 
     def start(self) -> None:
@@ -72,6 +77,7 @@ class S3Server:
                 # Not in the command line, which every user of the machine may read.
                 env={**os.environ, "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )  # fmt: skip
         try:
             self._wait(path)
@@ -104,6 +110,11 @@ class S3Server:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end the server when the tests are killed, which leaves them no time to call `stop`."""
+    _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; it follows the thread that started the server
 
 
 def start_s3(folder: Path, *, bucket: str = BUCKET) -> S3Server:
