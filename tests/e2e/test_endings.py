@@ -56,8 +56,24 @@ def test_a_gang_that_never_fits_waits_and_says_why(client: Client) -> None:
 
 
 def test_a_data_set_that_is_not_what_was_registered_fails_at_once(stack: EmbeddedStack, client: Client) -> None:
-    command = [sys.executable, "-m", "services", "datasets", "add", "gone", "--format", "cifar10",
-               "--location", "/nonexistent/cifar", "--channels", "3", "--classes", "10", "--image-size", "32"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "services",
+        "datasets",
+        "add",
+        "gone",
+        "--format",
+        "cifar10",
+        "--location",
+        "/nonexistent/cifar",
+        "--channels",
+        "3",
+        "--classes",
+        "10",
+        "--image-size",
+        "32",
+    ]
     url = f"sqlite:///{stack.home.database}"
     subprocess.run(command, env=_environment(url), check=True, capture_output=True)
     job = client.wait(client.submit({**SMALL, "data": {"dataset": "gone"}}).id, 120)

@@ -1,0 +1,172 @@
+"""From POST to the first optimiser step, against `torchrun` with the same worker loop on the same machine, in one run.
+
+    python benchmarks/start.py [--repeats 5] [--workers 2] [--json]
+
+Both sides train the same small job (8 layers on digits) on the same S3 server, taking turns. The service's Ray cluster
+is up already, as in production, so its start is not counted; nor is anything kept warm for the job. The first step's
+time is the one that rank 0 wrote into the metrics stream. Writes docs/results/start.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from resforge.client import Client
+from resforge.jobs import DatasetInfo
+from resforge.metrics import POINT
+from resforge.s3 import ObjectStore
+from resforge.spec import JobSpec
+from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Stream, read_stream
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "docs" / "results" / "start.md"
+DIGITS = DatasetInfo(name="digits", format="digits", channels=1, classes=10, image_size=8)
+BIN = Path(sys.executable).parent
+
+
+def spec(workers: int) -> JobSpec:
+    """A job whose steps take no time beside its start."""
+    return JobSpec.model_validate(
+        {
+            "model": {"family": "cifar", "depth": 8, "width": 8},
+            "data": {"dataset": "digits"},
+            "training": {"global_batch": 32, "steps": 5, "log_every_steps": 1},
+            "scaling": {"workers": workers},
+        }
+    )
+
+
+def first_step(store: ObjectStore, prefix: JobPrefix) -> float | None:
+    """When the first optimiser step was reported, in seconds since 1970."""
+    for _, line in read_stream(store, prefix, Stream.METRICS, [1]):
+        point = POINT.validate_json(line)
+        if point.kind == "train":
+            return point.at.timestamp()
+    return None
+
+
+def by_service(client: Client, store: ObjectStore, workers: int) -> float:
+    """Seconds from POST to the first step."""
+    began = time.time()
+    job = client.wait(client.submit(spec(workers)).id, 300)
+    assert job.state == "SUCCEEDED", job.message
+    step = first_step(store, JobPrefix.of(job.project, job.id))
+    assert step is not None
+    return step - began
+
+
+def by_torchrun(store: ObjectStore, workers: int) -> float:
+    """Seconds from the start of `torchrun` to the first step."""
+    job = f"torchrun-{uuid.uuid4().hex[:8]}"
+    prefix = JobPrefix.of("benchmark", job)
+    store.put(prefix.spec, JobDocument(job=job, project="benchmark", spec=spec(workers), dataset=DIGITS).to_bytes())
+    store.put(prefix.attempt(1).attempt, AttemptDocument(number=1).to_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [
+        str(BIN / "torchrun"), "--nproc-per-node", str(workers),
+        "--master-addr", "127.0.0.1", "--master-port", str(port),
+        "-m", "trainer.torchrun", store.uri(prefix.key.rstrip("/")), "1",
+    ]  # fmt: skip
+    began = time.time()
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=300)
+    step = first_step(store, prefix)
+    assert step is not None
+    return step - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default 5)")
+    parser.add_argument("--workers", type=int, default=2, help="workers of the job (default 2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory(prefix="resforge-bench-") as folder:
+        home = Path(folder) / "home"
+        resforge = [str(BIN / "resforge"), "--home", str(home)]
+        subprocess.run([*resforge, "up", "--detach"], check=True, stdout=sys.stderr)
+        try:
+            measured = _measure(home, arguments.repeats, arguments.workers)
+        finally:
+            subprocess.run([*resforge, "down"], check=True, stdout=sys.stderr)
+    if arguments.json:
+        print(json.dumps(measured))
+    else:
+        page = _page(measured)
+        RESULT.write_text(page)
+        print(page)
+
+
+def _measure(home: Path, repeats: int, workers: int) -> dict[str, Any]:
+    connection = json.loads((home / "connection.json").read_text())
+    os.environ.update(
+        AWS_ACCESS_KEY_ID=connection["s3_access_key"], AWS_SECRET_ACCESS_KEY=connection["s3_secret_key"],
+        AWS_DEFAULT_REGION="us-east-1", RESFORGE_S3_ENDPOINT=connection["s3_endpoint"],
+    )  # fmt: skip
+    store = ObjectStore(connection["s3_bucket"], endpoint=connection["s3_endpoint"])
+    times: dict[str, list[float]] = {"service": [], "torchrun": []}
+    with Client(connection["url"], connection["api_key"]) as client:
+        sides: dict[str, Callable[[], float]] = {
+            "service": lambda: by_service(client, store, workers),
+            "torchrun": lambda: by_torchrun(store, workers),
+        }
+        for repeat in range(repeats):
+            for side, measure in sides.items():
+                times[side].append(measure())
+                print(f"{repeat + 1}/{repeats} {side}: {times[side][-1]:.1f} s", file=sys.stderr, flush=True)
+    return {
+        "what": "seconds to the first optimiser step",
+        "workers": workers,
+        "times": times,
+        "ratio": statistics.median(times["service"]) / statistics.median(times["torchrun"]),
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU used",
+        "versions": {name: version(name) for name in ("ray", "torch", "lightning")}
+        | {"python": platform.python_version()},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _page(measured: dict[str, Any]) -> str:
+    def row(label: str, seconds: list[float]) -> str:
+        return (
+            f"| {label} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | {len(seconds)} |"
+        )
+
+    versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    return "\n".join(
+        [
+            "# The start of a job",
+            "",
+            f"Seconds to the first optimiser step of a job with {measured['workers']} workers: from POST on a stack that is",
+            "up, and from the start of `torchrun` with the same worker loop. Made by `benchmarks/start.py`, both sides",
+            "taking turns in one run.",
+            "",
+            "| | median | least | most | runs |",
+            "|---|---|---|---|---|",
+            row("Resforge, POST to first step", measured["times"]["service"]),
+            row("torchrun, start to first step", measured["times"]["torchrun"]),
+            "",
+            f"**Ratio {measured['ratio']:.2f}** (medians).",
+            "",
+            f"{measured['date']}; {measured['hardware']}; {versions}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
