@@ -53,7 +53,7 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
     """
     if augment.scale:
         least, most = augment.scale
-        side = least + int(_pick(numbers[3], most - least))
+        side = least + int(_pick(numbers[3], most - least + 1))
     else:
         side = shorter_side(size)
     image = _resize(image, side)
