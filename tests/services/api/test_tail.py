@@ -40,11 +40,9 @@ class Fed:
             self.reads += 1
             if self.failing:
                 raise self.failing
-            return [
-                Item(number, line(text))
-                for number, text in enumerate(self.texts, start=1)
-                if number > after
-            ][:limit]
+            return [Item(number, line(text)) for number, text in enumerate(self.texts, start=1) if number > after][
+                :limit
+            ]
 
     @property
     def source(self) -> Source[int]:
