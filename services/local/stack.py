@@ -196,7 +196,8 @@ def ray_head(config: Config) -> Program:
         ),
         env=env,
         probe=RayProbe(url, config.home.ray_token),
-        grace_s=10.0,
+        # With a job at work it takes 30 s to end in order, for nothing: what must last is in object storage.
+        grace_s=3.0,
         ends_its_own=True,
         address=url,
     )

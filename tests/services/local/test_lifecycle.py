@@ -157,18 +157,19 @@ def test_another_stack_on_an_s3_that_is_there_already(stack: EmbeddedStack, s3: 
     assert stack.status() == before
 
 
+@pytest.mark.timeout(600)
 def test_a_crash_loses_nothing(stack: EmbeddedStack) -> None:
     """kill -9 of the supervisor while a job trains: the next start cleans up, and the job goes on to its end."""
     before = stack.connection
     with stack.client() as client:
-        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "training": {"epochs": 20}})
-        until(lambda: any(c.step for c in client.checkpoints(job.id)), within_s=120, what="a checkpoint")
+        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}})
+        until(lambda: client.checkpoints(job.id), within_s=240, what="a checkpoint")
     stack.kill()
     stack.start()
     assert stack.connection["api_key"] == before["api_key"]
     assert stack.connection["url"] == before["url"]
     with stack.client() as client:
-        done = client.wait(job.id, 180)
+        done = client.wait(job.id, 300)
         assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
         first, second = client.attempts(job.id)
         assert (first.state, second.resume_from) == ("LOST", (1,))
