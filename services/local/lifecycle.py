@@ -265,6 +265,7 @@ def detach(home: Home, arguments: Sequence[str]) -> int:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     assert child.stdout is not None
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end what was begun, as Ctrl-C does
     try:
         for line in child.stdout:  # ends when the stack is up or the child has ended
             sys.stdout.write(line.decode("utf-8", "replace"))
