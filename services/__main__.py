@@ -169,7 +169,10 @@ def _store() -> JobStore:
 
 
 def _log(settings: Settings) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    level, levels = settings.log_level.upper(), logging.getLevelNamesMapping()
+    if level not in levels:
+        _refuse(f"RESFORGE_LOG_LEVEL: {settings.log_level!r} is no level; accepted are {', '.join(levels)}")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def _is_location(location: str) -> bool:
@@ -179,7 +182,9 @@ def _is_location(location: str) -> bool:
 
 
 def _problems(error: ValidationError, name: Callable[[str], str]) -> str:
-    return "; ".join(f"{name(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
+    return "; ".join(
+        f"{name(str(item['loc'][0]))}: {item['msg']}" if item["loc"] else item["msg"] for item in error.errors()
+    )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,4 +1,6 @@
-"""Brings a database to the schema that this version declares. Run at every start; safe to run from several at once."""
+"""Brings a database to the schema that this version declares. Run at every start, by several processes at once if need
+be; not by two threads of one process, since Alembic keeps its context in module globals.
+"""
 
 from functools import cache
 from typing import TYPE_CHECKING

@@ -196,6 +196,12 @@ def test_settings_that_are_absent_are_named() -> None:
     assert "RESFORGE_S3_BUCKET" in line
 
 
+@pytest.mark.parametrize("command", ["api", "controller"])
+def test_a_log_level_that_does_not_exist_is_named(run_here: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("RESFORGE_LOG_LEVEL", "loud")
+    assert "RESFORGE_LOG_LEVEL: 'loud' is no level; accepted are CRITICAL" in refused(run_here(command), 2)
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
