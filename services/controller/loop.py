@@ -38,7 +38,7 @@ from services.controller.fit import FitAnswer, Waiting, admit, gang_of
 from services.controller.leadership import Leadership
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
-from services.errors import Fenced, Stale
+from services.errors import Fenced, Stale, StoreUnavailable
 from services.launchers.base import Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest
 from services.launchers.ray_jobs import RayJobs
 from services.settings import Settings
@@ -113,8 +113,11 @@ class Controller:
                 try:
                     if not self.tick(stop):
                         pause = max(pause, self._settings.lease_s / 5)
+                except StoreUnavailable as error:
+                    logger.warning("nothing can be done now: %s", error)
+                    pause = max(pause, 1.0)
                 except Exception:
-                    # Such as a database that is away. The next tick does what this one left.
+                    # The next tick does what this one left.
                     logger.exception("a tick failed")
                     pause = max(pause, 1.0)
                 stop.wait(pause)

@@ -14,6 +14,8 @@ from services.launchers.base import LaunchRequest, Node
 from services.launchers.memory import MemoryLauncher
 from tests.services.controller.stage import Stage
 
+pytestmark = pytest.mark.stack  # some forty deaths: too slow for the quick part
+
 S = JobState
 
 

@@ -2,12 +2,15 @@
 
 import json
 import threading
+from typing import Any
 
 import pytest
 
 from resforge.jobs import AttemptState, JobState, Reason
 from resforge.storage import AttemptDocument, Control, JobDocument
+from services.errors import StoreUnavailable
 from services.launchers.base import Node
+from services.store.records import JobRecord
 from tests.s3 import S3Server
 from tests.services.controller.stage import Stage
 
@@ -334,6 +337,26 @@ def test_one_job_that_can_not_be_handled_stops_no_other(stage: Stage, caplog: py
     stage.running(controller, job)
     assert stage.job(cursed).state is S.STARTING
     assert "a bug" in caplog.text
+
+
+def test_a_database_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    job, stop = stage.submit(), threading.Event()
+    away = iter([StoreUnavailable("the database: connection refused"), RuntimeError("a bug")])
+
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(stage.store, name)
+
+        def live_jobs(self) -> list[JobRecord]:
+            for error in away:
+                raise error
+            return stage.store.live_jobs()
+
+    stage.launcher.on_start = lambda _: stop.set()
+    stage.controller(store=Away(), tick_s=0.01).run(stop)  # type: ignore[arg-type]
+    assert stage.launcher.starts == {f"{job.id}-1": 1}
+    assert "connection refused" in caplog.text
+    assert caplog.text.count("Traceback") == 1  # a bug is told in full, a database that is away in one line
 
 
 def test_it_runs_until_it_is_told_to_stop_and_gives_its_lease_back(stage: Stage) -> None:
