@@ -41,6 +41,11 @@ def refused(problem: str, **fields: Any) -> None:
     assert problem in str(caught.value)
 
 
+def readable(value: object) -> str:
+    """A test's name, without the bytes that it writes."""
+    return value[:60] if isinstance(value, str) else f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
 def arrays(images: ImageSet) -> ArraySet:
     assert isinstance(images, ArraySet)
     return images
@@ -177,6 +182,7 @@ GREY = np.zeros((6, 8, 8))
         (f"{IMAGES}.gz", gzip.compress(idx_bytes(GREY))[:-12], f"{IMAGES}.gz can't be decompressed"),
         (f"{IMAGES}.gz", gzip.compress(idx_bytes(GREY))[:12] + b"\xff" * 40, f"{IMAGES}.gz can't be decompressed"),
     ],
+    ids=readable,
 )  # fmt: skip
 def test_damaged_idx_files_are_refused(tmp_path: Path, name: str, data: bytes, problem: str) -> None:
     files = {IMAGES: idx_bytes(GREY), LABELS: idx_bytes(np.arange(6) % 3)}
@@ -253,6 +259,7 @@ PIXELS, NUMBERED = cifar10_batch(10)
         (pickle.dumps(np.array([Attack(print, "owned")]), protocol=2), "names __builtin__.print"),
         (pickle.dumps(np.memmap, protocol=2), "names numpy.memmap"),
     ],
+    ids=readable,
 )
 def test_damaged_cifar10_batches_are_refused(
     tmp_path: Path, data: bytes, problem: str, capsys: pytest.CaptureFixture[str]
