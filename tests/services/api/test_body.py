@@ -2,6 +2,7 @@
 
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,10 +35,8 @@ def test_json_and_yaml_of_a_document_parse_alike(document: dict[str, Any]) -> No
 
 @given(st.binary(max_size=200), st.sampled_from(["application/json", "application/yaml"]))
 def test_any_bytes_are_a_document_or_refused(body: bytes, content_type: str) -> None:
-    try:
+    with suppress(MalformedBody, InvalidSpec):
         assert isinstance(parse_document(body, content_type), dict)
-    except (MalformedBody, InvalidSpec) as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize(

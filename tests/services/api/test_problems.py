@@ -229,7 +229,7 @@ def test_the_table_covers_what_it_promises(sqlite_store: JobStore, s3: S3Server)
         check(answer, 500, "internal-error")
         assert SECRET not in answer.text
         assert "Traceback" not in answer.text
-        samples = http.get("/metrics").text
+        samples = httpx.get(f"{api.url}/metrics").text  # uvicorn closes the connection on which it failed
         assert 'resforge_http_requests_total{method="GET",route="/raise",status="500"} 1.0' in samples
 
 
