@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,7 +239,9 @@ def _summary(
     results = home / "results" / job.id
     checkpoint = download.checkpoint
     trained = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
-    here = os.path.relpath(home)
+    # By hand it is called as it can be: `make demo` puts nothing on the PATH.
+    own = os.path.relpath(Path(sys.executable).with_name("resforge"))
+    program = f"{'resforge' if shutil.which('resforge') else own} --home {os.path.relpath(home)}"
     lines = [
         "",
         f"Test accuracy  {percent(correct / images)}: {correct} of {images} held-out digits, as the job reported",
@@ -251,10 +254,10 @@ def _summary(
         f"While it ran   {addresses.url}/docs (API), {addresses.ray_dashboard} (Ray), {addresses.s3_endpoint} (S3)",
         "",
         "Everything that was started has ended. To go on by hand:",
-        f"  resforge --home {here} up --detach",
-        f"  resforge --home {here} submit --recipe {RECIPE} --workers {WORKERS} --set optim.lr=0.05 --watch",
-        f"  resforge --home {here} jobs",
-        f"  resforge --home {here} down",
+        f"  {program} up --detach",
+        f"  {program} submit --recipe {RECIPE} --workers {WORKERS} --set optim.lr=0.05 --watch",
+        f"  {program} jobs",
+        f"  {program} down",
     ]
     typer.echo("\n".join(lines))
 
