@@ -1,16 +1,17 @@
 """The networks in torch: as large as their descriptions say, named as torchvision names them, and true to the paper."""
 
 import hashlib
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resforge.networks import Network
+from resforge.networks import Conv, Network
 from resforge.spec import ModelSpec
 from tests.resforge.published import ROWS, Row
 from tests.resforge.test_networks import networks
@@ -209,6 +210,60 @@ def test_the_variant_says_which_convolution_strides(variant: str, strided: str) 
         block = build(network_of("imagenet", 50, size=64, variant=variant)).get_submodule("layer3.0")
     strides = {name: block.get_submodule(name).stride for name in ("conv1", "conv2", "conv3")}
     assert strides == {name: (2, 2) if name == strided else (1, 1) for name in strides}
+
+
+def by_hand(network: Network, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The paper's forward pass in evaluation mode, written once more from the description and the named weights."""
+
+    def conv_bn(conv: Conv, x: Tensor) -> Tensor:
+        # layer1.0.conv1 is followed by layer1.0.bn1, and downsample.0 by downsample.1
+        *parents, last = conv.name.split(".")
+        bn = ".".join([*parents, "1" if last == "0" else last.replace("conv", "bn")])
+        x = F.conv2d(x, weights[f"{conv.name}.weight"], stride=conv.stride, padding=conv.kernel // 2)
+        mean, var = weights[f"{bn}.running_mean"], weights[f"{bn}.running_var"]
+        return F.batch_norm(x, mean, var, weights[f"{bn}.weight"], weights[f"{bn}.bias"])
+
+    x = conv_bn(network.stem, x).relu()
+    if network.stem_pool:
+        x = F.max_pool2d(x, 3, 2, 1)
+    for block in itertools.chain.from_iterable(network.stages):
+        y = x
+        for conv in block.convs:
+            y = conv_bn(conv, y if conv is block.convs[0] else y.relu())
+        match block.shortcut:
+            case "identity":
+                y = y + x
+            case "pad":
+                grown = torch.zeros_like(y)
+                grown[:, : x.shape[1]] = x[:, :, :: block.stride, :: block.stride]
+                y = y + grown
+            case "projection":
+                assert block.projection is not None
+                y = y + conv_bn(block.projection, x)
+        x = y.relu()
+    return x.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+
+
+@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
+@pytest.mark.parametrize(
+    ("family", "depth", "size", "variant"),
+    [("cifar", 14, 9, "v1"), ("imagenet", 18, 37, "v1"), ("imagenet", 50, 37, "v1"), ("imagenet", 50, 37, "v1.5")],
+)
+def test_the_forward_pass_is_the_papers(family: str, depth: int, size: int, variant: str, shortcut: str) -> None:
+    torch.manual_seed(0)
+    network = network_of(family, depth, size=size, shortcut=shortcut, variant=variant, width=4)
+    module = build(network)
+    x = torch.randn(4, 3, size, size)
+    for _ in range(3):
+        module(x)  # move the running statistics away from where they begin
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.bias, -0.5, 0.5)
+    module.eval()
+    with torch.no_grad():
+        expected = by_hand(network, module.state_dict(), x)
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_larger_images_pass_too() -> None:
