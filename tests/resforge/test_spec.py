@@ -252,7 +252,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
                 {},
                 optional={
                     "name": st.none() | names,
-                    "labels": st.dictionaries(names, st.text(max_size=63), max_size=4),
+                    "labels": st.dictionaries(names, st.from_regex(r"[ -~]{0,63}", fullmatch=True), max_size=4),
                     "optim": st.fixed_dictionaries(
                         {},
                         optional={
