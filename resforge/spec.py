@@ -26,7 +26,7 @@ from resforge.networks import IMAGENET_BLOCKS, Network, describe
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9._/]{0,61}[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z]([-a-zA-Z0-9._/]{0,61}[a-zA-Z0-9])?$")]
-LabelValue = Annotated[str, StringConstraints(max_length=63)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^[ -~]*$")]  # printable ASCII
 
 
 class Part(BaseModel):
@@ -286,10 +286,16 @@ class FieldProblem(Part):
     given: str | None = None
 
 
+MOST_PROBLEMS = 100
+
+
 def field_problems(error: ValidationError) -> list[FieldProblem]:
-    """Every bad field of a refused document at once, as JSON pointers with messages that say what is accepted."""
+    """Every bad field of a refused document at once, as JSON pointers with messages that say what is accepted.
+
+    The first MOST_PROBLEMS of them: nobody reads more, and a document may hold a hundred thousand unknown fields.
+    """
     problems = []
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:MOST_PROBLEMS]:
         path, given = [str(step) for step in item["loc"]], item.get("input")
         if item["type"] == "default_factory_not_called":  # what it rests on is wrong, which is told of itself
             continue

@@ -1,6 +1,7 @@
 """Reading request bodies: a limit that holds while they stream in, and JSON or YAML into one mapping."""
 
 import json
+import re
 from email.message import Message as Headers
 from typing import Any
 
@@ -14,6 +15,10 @@ from services.api.problems import TABLE, BodyTooLarge, InvalidSpec, MalformedBod
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 ACCEPTED = "application/json and application/yaml"
 DEEPEST = 32
+TOO_DEEP = f"the body nests more than {DEEPEST} levels deep"
+
+_JSON_TYPES = (str, int, float, bool, list, dict)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
@@ -72,13 +77,11 @@ def parse_document(body: bytes, content_type: str | None) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
         document = _json(text) if is_json else _yaml(text)
-        too_deep = _depth(document) > DEEPEST
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-    except RecursionError:
-        too_deep = True
-    if too_deep:
-        raise MalformedBody(f"the body nests more than {DEEPEST} levels deep")
+    except RecursionError as error:
+        raise MalformedBody(TOO_DEEP) from error
+    _check_values(document)
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"a value of type {type(document).__name__}"
         message = f"expected an object with the fields of a job, found {found}"
@@ -91,20 +94,40 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise MalformedBody(f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
+    except ValueError as error:  # Python converts numbers of up to 4300 digits
+        raise MalformedBody("a number has more digits than are accepted") from error
 
 
 def _yaml(text: str) -> Any:
     try:
-        # A few nested aliases stand for billions of nodes as soon as somebody walks through them.
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise MalformedBody(f"{_at(event.start_mark)}YAML aliases are not accepted")
+        _check_structure(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         where = _at(error.problem_mark or error.context_mark)
         raise MalformedBody(f"{where}not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2026-13-45
+    except yaml.YAMLError as error:  # a character that YAML does not have
         raise MalformedBody(f"not YAML: {' '.join(str(error).split())}") from error
+    # A date such as 2026-13-45, and whatever PyYAML raises on a value that does not fit its tag.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MalformedBody("not YAML: a value does not fit its type; put it into quotes to mean a text") from error
+
+
+def _check_structure(text: str) -> None:
+    """Make sure that a text may be loaded: libyaml builds it by recursion, and deep enough nesting ends the process.
+
+    Raises:
+        MalformedBody: it nests too deeply, or has aliases, of which a few nested ones stand for billions of nodes.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise MalformedBody(f"{_at(event.start_mark)}YAML aliases are not accepted")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise MalformedBody(f"{_at(event.start_mark)}{TOO_DEEP}")
 
 
 def _at(mark: Any) -> str:
@@ -112,11 +135,40 @@ def _at(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
-def _depth(document: Any) -> int:
-    """How many containers lie within one another, found without recursion."""
-    depth, level = 0, [document]
-    while level and depth <= DEEPEST:
-        containers = [item for item in level if isinstance(item, dict | list)]
-        depth += bool(containers)
-        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
-    return depth
+def _check_values(document: Any) -> None:
+    """Make sure that a document is one of JSON, without recursion. YAML has more types, and keys of any.
+
+    Raises:
+        MalformedBody: it nests too deeply, or holds what JSON or the database can't.
+    """
+    level: list[tuple[str, Any]] = [("", document)]
+    for _ in range(DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for pointer, value in level:
+            items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            _check_value(pointer, value)
+            for key, item in items:
+                if isinstance(value, dict):
+                    _check_key(pointer, key)
+                # Only containers need a pointer of their own, and a mebibyte may hold many other values.
+                if isinstance(item, dict | list):
+                    inner.append((f"{pointer}/{key}", item))
+                else:
+                    _check_value(f"{pointer}/", item, key)
+        if not inner:
+            return
+        level = inner
+    raise MalformedBody(TOO_DEEP)
+
+
+def _check_key(pointer: str, key: object) -> None:
+    if not isinstance(key, str):
+        raise MalformedBody(f"{pointer or '/'}: the key {key} is no text; put it into quotes")
+    _check_value(f"{pointer}/", key, "(a key)")
+
+
+def _check_value(pointer: str, value: object, key: object = "") -> None:
+    if value is not None and not isinstance(value, _JSON_TYPES):
+        raise MalformedBody(f"{pointer}{key}: JSON has no {type(value).__name__}; put it into quotes to mean a text")
+    if isinstance(value, str) and _UNSTORABLE.search(value):
+        raise MalformedBody(f"{pointer}{key}: a text can't hold NUL or half of a surrogate pair")

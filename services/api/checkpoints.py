@@ -1,5 +1,7 @@
 """A job's checkpoints as the API shows them, read from their manifests."""
 
+from pathlib import PurePosixPath
+
 from resforge.jobs import Job
 from resforge.resources import Checkpoint, CheckpointDownload, DownloadPart
 from resforge.s3 import ObjectStore
@@ -9,7 +11,15 @@ from services.errors import CheckpointNotFound
 
 def stored(objects: ObjectStore, job: Job) -> list[StoredCheckpoint]:
     """The checkpoints of all the job's attempts, by step."""
-    return list_checkpoints(objects, JobPrefix.of(job.project, job.id), range(1, job.attempts + 1))
+    found = list_checkpoints(objects, JobPrefix.of(job.project, job.id), range(1, job.attempts + 1))
+    return [item for item in found if all(_stays_inside(part.name) for part in item.manifest.parts)]
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a part lies under its checkpoint's key. A manifest is written by workers, which run people's code, and
+    a server that keeps objects in files may follow `..` into another project."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def describe(found: list[StoredCheckpoint]) -> list[Checkpoint]:

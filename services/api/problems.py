@@ -8,13 +8,14 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from resforge.recipes import UnknownRecipe
 from resforge.resources import Problem
 from resforge.s3 import ObjectNotFound, StorageRefused, StorageUnavailable
-from resforge.spec import FieldProblem, field_problems
+from resforge.spec import MOST_PROBLEMS, FieldProblem, field_problems
 from services import errors
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,11 @@ class InvalidHeader(errors.ServiceError):
 class InvalidFields(errors.ServiceError):
     """Some fields are not acceptable."""
 
-    def __init__(self, problems: Iterable[FieldProblem]) -> None:
+    def __init__(self, problems: Iterable[FieldProblem], *, count: int | None = None) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
-        super().__init__(f"{count} field{'s are' if count != 1 else ' is'} not acceptable")
+        count = count or len(self.problems)
+        listed = f"; the first {len(self.problems)} are listed" if count > len(self.problems) else ""
+        super().__init__(f"{count} field{'s are' if count != 1 else ' is'} not acceptable{listed}")
 
 
 class InvalidSpec(InvalidFields):
@@ -95,6 +97,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     errors.Stale: Kind(409, "changed-meanwhile", "The job has just changed", "Read the job again, and try again."),
     errors.GenerationMismatch: Kind(412, "generation-mismatch", "The job was changed meanwhile"),
     errors.IdempotencyConflict: Kind(422, "idempotency-key-reused", "Idempotency-Key used before with another body"),
+    DataError: Kind(422, "invalid-value", "A value that can't be looked for", "Text can't hold the character NUL."),
     errors.InvalidCursor: Kind(422, "invalid-cursor", "Not a cursor of this API"),
     InvalidSpec: Kind(422, "invalid-spec", "The job's spec is not acceptable"),
     InvalidParameters: Kind(422, "invalid-parameters", "Parameters of the request are not acceptable"),
@@ -213,4 +216,5 @@ def _unknown(request: Request, _error: Exception) -> Response:
 
 def spec_problems(error: ValidationError) -> InvalidSpec:
     """The refusal of a document that is no JobSpec."""
-    return InvalidSpec(field_problems(error))
+    count = error.error_count()
+    return InvalidSpec(field_problems(error), count=count if count > MOST_PROBLEMS else None)

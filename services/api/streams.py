@@ -32,8 +32,9 @@ def job_stream(store: JobStore, objects: ObjectStore, project: str, job_id: str,
 
     def read(after: Cursor, limit: int) -> list[Item[Cursor]]:
         attempts = range(1, store.job(project, job_id).attempts + 1)
-        lines = read_stream(objects, JobPrefix.of(project, job_id), stream, attempts, after=after, limit=limit)
-        return parse_lines(lines, LOG_ENTRY if stream is Stream.LOGS else METRIC_ENTRY)
+        # One more than wanted, which tells whether the last one is the stream's last.
+        lines = read_stream(objects, JobPrefix.of(project, job_id), stream, attempts, after=after, limit=limit + 1)
+        return parse_lines(lines, LOG_ENTRY if stream is Stream.LOGS else METRIC_ENTRY)[:limit]
 
     return Source((project, job_id, str(stream)), read, lambda: _state(store, project, job_id))
 
@@ -47,7 +48,7 @@ def parse_lines(
 ) -> list[Item[Cursor]]:
     """The records on these lines; one that can't be read gives an item without a record, so that the stream goes on.
 
-    The last line gets another chance: some servers show an object while it is being written.
+    The very last line gets another chance: some servers show an object while it is being written.
     """
     items: list[Item[Cursor]] = []
     for index, (cursor, line) in enumerate(lines):

@@ -60,7 +60,9 @@ def list_jobs(
     asked_project: Annotated[
         str | None, Query(alias="project", description="The key's own, which is also what is meant without it.")
     ] = None,
-    label: Annotated[list[str] | None, Query(description="key=value; a job must have all that are given.")] = None,
+    label: Annotated[
+        list[str] | None, Query(max_length=32, description="key=value; a job must have all that are given.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
 ) -> Page[Job]:

@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from resforge.downloads import fetch
 from resforge.errors import CorruptDownload, DownloadFailed
-from resforge.resources import CheckpointDownload
+from resforge.jobs import Job
+from resforge.resources import Checkpoint, CheckpointDownload, DownloadPart
 from resforge.s3 import ObjectStore
 from resforge.storage import MANIFEST, WEIGHTS, Manifest
 from services.store.store import JobStore
@@ -152,15 +154,40 @@ def test_storage_that_does_not_answer_is_told(api: Api, tmp_path: Path, monkeypa
             client.download(job.id, "latest", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", ""])
-def test_a_name_that_leads_elsewhere_is_not_written(api: Api, tmp_path: Path, name: str) -> None:
+NAMES = ["../outside", "/etc/passwd", "a/../../outside", "..", ""]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_address_is_made_for_what_lies_elsewhere(api: Api, http: httpx.Client, name: str) -> None:
+    """Workers write manifests, and run people's code: one may name another project's object as its own part."""
     job = api.running()
+    forge(api, job, name)
+    for path in ("/10", "/10/download", "/latest/download"):
+        assert http.get(f"/v1/jobs/{job.id}/checkpoints{path}").status_code == 404
+    assert http.get(f"/v1/jobs/{job.id}/checkpoints").json()["items"] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_written_outside_the_directory(api: Api, tmp_path: Path, name: str) -> None:
+    job = api.running()
+    manifest = forge(api, job, name)
+    address = api.objects.presign(api.prefix(job).attempt(1).checkpoint(10) + WEIGHTS)
+    part = DownloadPart(**manifest.parts[0].model_dump(), url=address.url, expires_at=address.expires_at)
+    target = tmp_path / "target"
+    target.mkdir()
+    checkpoint = Checkpoint(
+        attempt=1, step=10, epoch=0, created_at=AT, final=False, best=False, latest=True, size=1, parts=()
+    )
+    with pytest.raises(CorruptDownload, match="leads out"):
+        fetch(CheckpointDownload(checkpoint=checkpoint, manifest=manifest, parts=(part,)), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert list(target.iterdir()) == []
+
+
+def forge(api: Api, job: Job, name: str) -> Manifest:
+    """A checkpoint whose manifest is sealed as it should be and names a part so."""
     manifest = api.checkpoint(job, 10)
     parts = (manifest.parts[0].model_copy(update={"name": name}),)
     forged = manifest.model_copy(update={"parts": parts}).sealed()
     api.objects.put(api.prefix(job).attempt(1).checkpoint(10) + MANIFEST, forged.to_bytes())
-    target = tmp_path / "target"
-    with api.client() as client, pytest.raises(CorruptDownload):
-        client.download(job.id, "latest", target)
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-    assert list(target.iterdir()) == []
+    return forged

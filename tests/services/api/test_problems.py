@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from sqlalchemy.exc import DataError
 
 from resforge.jobs import JobState
 from resforge.resources import Problem
@@ -109,7 +110,7 @@ def test_missing_fields_and_pointers_that_need_escapes(http: httpx.Client) -> No
 @pytest.mark.parametrize(
     ("changes", "pointer", "words"),
     [
-        ({"data": {"dataset": "imagenet"}}, "/data/dataset", "registered are: digits, synthetic"),
+        ({"data": {"dataset": "imagenet"}}, "/data/dataset", "registered are: digits"),
         ({"model": {"family": "imagenet", "depth": 18}}, "/model", "32x32 pixels or more, not 8"),
         ({"training": {"global_batch": 2000, "epochs": 1}}, "/training/global_batch", "1,437 images"),
         (
@@ -156,6 +157,25 @@ def test_a_laughing_body_is_refused(http: httpx.Client) -> None:
     assert "aliases" in check(answer, 400, "malformed-body").detail
 
 
+def test_a_hundred_bad_fields_are_enough(http: httpx.Client) -> None:
+    problem = check(http.post("/v1/jobs", json={f"field {n}": n for n in range(1000)}), 422, "invalid-spec")
+    assert len(problem.errors) == 100
+    assert "1003 fields are not acceptable; the first 100" in problem.detail
+
+
+def test_text_that_the_database_cannot_hold(api_on_each: Api) -> None:
+    with api_on_each.http() as http:
+        for path in ("/v1/jobs/a%00b", "/v1/jobs/a%00b/logs", "/v1/jobs?label=a%00=b", "/v1/jobs?label=a=%00b"):
+            answer = http.get(path)
+            if answer.status_code != 200:
+                assert answer.status_code in (404, 422), path
+                check(answer, answer.status_code, "invalid-value" if answer.status_code == 422 else "job-not-found")
+        for text in ("\\u0000", "\\ud800"):
+            body = f'{{"recipe": "digits/resnet-20", "labels": {{"a": "{text}"}}}}'
+            answer = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+            assert "/labels/a" in check(answer, 400, "malformed-body").detail
+
+
 def test_parameters_are_checked_together(http: httpx.Client) -> None:
     answer = http.get("/v1/jobs", params={"limit": "201", "state": ["QUEUED", "DONE"]})
     found = errors(check(answer, 422, "invalid-parameters"))
@@ -164,6 +184,8 @@ def test_parameters_are_checked_together(http: httpx.Client) -> None:
     assert "SUCCEEDED" in found["/query/state/1"]
     answer = http.get("/v1/jobs", params={"label": ["a=1", "b"]})
     assert "key=value" in errors(check(answer, 422, "invalid-parameters"))["/query/label/1"]
+    answer = http.get("/v1/jobs", params={"label": [f"key{n}=x" for n in range(33)]})
+    assert "32" in errors(check(answer, 422, "invalid-parameters"))["/query/label"]
     job = http.post("/v1/jobs", json={"recipe": "digits/resnet-20"}).json()["id"]
     answer = http.get(f"/v1/jobs/{job}/checkpoints/newest")
     assert "best|latest" in errors(check(answer, 422, "invalid-parameters"))["/path/which"]
@@ -216,7 +238,7 @@ def test_the_table_covers_what_it_promises(sqlite_store: JobStore, s3: S3Server)
             raise raised[-1]
 
         for cls, kind in problems.TABLE.items():
-            raised.append(cls([]) if issubclass(cls, problems.InvalidFields) else cls(SECRET))
+            raised.append(example(cls))
             answer = http.get("/raise")
             problem = check(answer, kind.status, kind.name)
             assert [answer.headers[name] for name, _ in kind.headers] == [value for _, value in kind.headers]
@@ -231,6 +253,12 @@ def test_the_table_covers_what_it_promises(sqlite_store: JobStore, s3: S3Server)
         assert "Traceback" not in answer.text
         samples = httpx.get(f"{api.url}/metrics").text  # uvicorn closes the connection on which it failed
         assert 'resforge_http_requests_total{method="GET",route="/raise",status="500"} 1.0' in samples
+
+
+def example(cls: type[Exception]) -> Exception:
+    if issubclass(cls, problems.InvalidFields):
+        return cls([])
+    return DataError(SECRET, {}, Exception(SECRET)) if cls is DataError else cls(SECRET)
 
 
 def test_types_are_stable_words_and_each_has_one_meaning() -> None:

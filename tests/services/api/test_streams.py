@@ -159,6 +159,14 @@ def test_lines_that_cannot_be_read_are_passed_over(api: Api, http: httpx.Client)
         assert [event.event for event in events] == ["end"]
 
 
+def test_a_bad_line_at_the_end_of_a_page_is_not_the_end(api: Api, http: httpx.Client) -> None:
+    job = api.running()
+    api.append(job, Stream.LOGS, 1, [line("1"), line("2"), b"bad", line("3"), b"bad", b"bad", line("4"), b"bad"])
+    for limit in range(1, 9):
+        parts = pages(http, f"/v1/jobs/{job.id}/logs", limit=limit)
+        assert [item["line"] for part in parts for item in part] == ["1", "2", "3", "4"]
+
+
 def test_text_of_any_kind_comes_through(api: Api, http: httpx.Client) -> None:
     text = "a\nb\r\nc\u2028d\x85e\x0bf\0g\x1b[31m 図 \U0001f642 data: x\n\nevent: end\n\n"
     job = api.running()
