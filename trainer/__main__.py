@@ -28,10 +28,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "run":
         return _run(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
-    return _evaluate(arguments.directory, arguments.location, arguments.json)
+    return _evaluate(arguments.directory, arguments.location, arguments.json, TrainerSettings.from_environment())
 
 
 def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
+    """Drive the attempt and end this process; returns only where the arguments are wrong."""
     from trainer.console import shipped
     from trainer.streams import Shipper
 
@@ -58,29 +59,34 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         from trainer.driver import drive  # takes seconds: the sign of life comes first
 
         try:
-            return 0 if drive(store, prefix, attempt, settings) else 1
+            code = 0 if drive(store, prefix, attempt, settings) else 1
         except Exception:
             logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
-            return 3
+            code = 3
+        logging.shutdown()
+    # Not by way of Ray's farewells: they have been seen to hang and to crash, and what counts is written.
+    os._exit(code)
 
 
-def _evaluate(directory: Path, location: str | None, as_json: bool) -> int:
+def _evaluate(directory: Path, location: str | None, as_json: bool, settings: TrainerSettings) -> int:
     import torch
 
     from trainer.evaluate import evaluate_checkpoint
 
-    torch.set_num_threads(1)
+    def bucket(name: str) -> ObjectStore:
+        return ObjectStore(name, endpoint=settings.s3_endpoint)
+
+    torch.set_num_threads(1)  # as the workers evaluated it
     try:
-        point = evaluate_checkpoint(directory, location=location)
+        point = evaluate_checkpoint(directory, location=location, store_factory=bucket)
     except (CorruptCheckpoint, TrainingFault, StorageError, OSError, ValueError) as error:
         print(f"{directory} can't be evaluated: {error}", file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps(point.model_dump(mode="json")))
     else:
-        print(
-            f"top-1 {point.top1:.2%}, top-5 {point.top5:.2%}, loss {point.loss:.4f} on {point.images} held-out images"
-        )
+        loss = "not finite" if point.loss is None else f"{point.loss:.4f}"
+        print(f"top-1 {point.top1:.2%}, top-5 {point.top5:.2%}, loss {loss} on {point.images} held-out images")
     return 0
 
 

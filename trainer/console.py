@@ -6,6 +6,7 @@ too; everything is still written where it went before.
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def shipped(shipper: Shipper, attempt: int) -> Iterator[None]:
     try:
         yield
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         for number, original in zip((1, 2), kept, strict=True):
             os.dup2(original, number)  # closes our end of the pipe, and the reader sees the end
         for thread in threads:

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
 from resforge.storage import JobDocument, JobPrefix, Result
 from trainer.ray_worker import WorkerConfig, train
+from trainer.rendezvous import GangConfig
 from trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: Trainer
     trainer = TorchTrainer(
         train,
         train_loop_config=dict(config),
-        torch_config=TorchConfig(timeout_s=settings.collective_timeout_s),
+        torch_config=GangConfig(timeout_s=settings.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=scaling.gpus_per_worker > 0,
@@ -64,6 +65,9 @@ def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: Trainer
         shutil.rmtree(scratch / name, ignore_errors=True)
 
     committed = store.find(keys.result)
+    if committed is None and store.find(prefix.attempt(attempt + 1).attempt) is not None:
+        logger.warning("attempt %d was given up, and another has begun", attempt)
+        return False
     if committed is None:
         reason, message = _why(failure)
         result = Result(at=datetime.now(UTC), outcome="failed", reason=reason, message=message)

@@ -75,6 +75,9 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     if store.find(keys.result) is not None:
         logger.info("attempt %d has ended already; nothing to do", attempt)
         return
+    if store.find(prefix.attempt(attempt + 1).attempt) is not None:
+        logger.warning("attempt %d was given up, and another has begun; nothing to do", attempt)
+        return
     job = JobDocument.model_validate_json(store.get(prefix.spec))
     told = AttemptDocument.model_validate_json(store.get(keys.attempt))
     try:

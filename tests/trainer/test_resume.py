@@ -21,13 +21,13 @@ from tests.trainer.gang import Kill, run_gang, write_job
 STEPS = 30
 
 
-def _spec(workers: int, **changes: object) -> JobSpec:
+def small_spec(workers: int, **changes: object) -> JobSpec:
+    """A job of some seconds; 14 steps an epoch, so that checkpoints every 5 steps fall in the middle of epochs."""
     return JobSpec.model_validate(
         {
             "model": {"family": "cifar", "depth": 8, "width": 8},
             "data": {"dataset": "digits", "augment": {"pad": 1}, "train_limit": 448},
             "optim": {"lr": 0.1, "schedule": {"kind": "cosine", "warmup_steps": 3}},
-            # 14 steps an epoch: checkpoints every 5 steps fall in the middle of epochs, and evaluations at their ends
             "training": {"global_batch": 32, "steps": STEPS, "log_every_steps": 1, "seed": 7},
             "scaling": {"workers": workers},
             "checkpoint": {"every_steps": 5, "every_epochs": 1, "keep_last": 3},
@@ -54,7 +54,7 @@ def uninterrupted(s3: S3Server, cache: Path) -> dict[int, str]:
     """The SHA-256 of the weights of runs that nobody killed, by their number of workers."""
     weights = {}
     for workers in (2, 4):
-        prefix = write_job(s3.store(), _spec(workers), f"whole-{workers}")
+        prefix = write_job(s3.store(), small_spec(workers), f"whole-{workers}")
         result = run_gang(s3, prefix, 1, workers, cache=cache)
         assert result is not None
         assert (result.outcome, result.step) == ("succeeded", STEPS)
@@ -71,7 +71,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(
     print(f"to see this run again: random.Random({seed})")
     dice.seed(seed)
     first, second = sorted(dice.sample(range(2, STEPS - 1), 2))
-    prefix = write_job(s3.store(), _spec(workers), f"killed-{workers}")
+    prefix = write_job(s3.store(), small_spec(workers), f"killed-{workers}")
 
     # A dead worker: the same attempt goes on with new workers.
     assert run_gang(s3, prefix, 1, workers, cache=cache, kill=Kill(dice.randrange(workers), first)) is None
@@ -88,7 +88,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before(
     s3: S3Server, cache: Path, uninterrupted: dict[int, str]
 ) -> None:
     store = s3.store()
-    prefix = write_job(store, _spec(2), "damaged")
+    prefix = write_job(store, small_spec(2), "damaged")
     assert run_gang(s3, prefix, 1, 2, cache=cache, kill=Kill(1, 22)) is None
     found = list_checkpoints(store, prefix, [1])
     assert len(found) >= 3
@@ -110,7 +110,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before(
 
 
 def test_what_the_controller_did_not_name_is_not_resumed(s3: S3Server, cache: Path) -> None:
-    prefix = write_job(s3.store(), _spec(2), "unnamed")
+    prefix = write_job(s3.store(), small_spec(2), "unnamed")
     assert run_gang(s3, prefix, 1, 2, cache=cache, kill=Kill(0, 12)) is None
     result = run_gang(s3, prefix, 2, 2, cache=cache, resume_from=[])
     assert result is not None

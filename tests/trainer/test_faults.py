@@ -1,0 +1,116 @@
+"""What a gang of real workers does when something is wrong, and when its size changes."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from resforge.storage import AttemptDocument, Control, Stream, latest, list_checkpoints, read_stream
+from tests.s3 import S3Server, start_s3
+from tests.services.local.waiting import until
+from tests.trainer.gang import Kill, run_gang, write_job
+from tests.trainer.test_resume import STEPS, small_spec
+
+OUTAGE_S = 4.0  # longer than the tries of one request
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_the_last_good_checkpoint_stays(s3: S3Server, cache: Path) -> None:
+    # Weight decay times the rate is 1000, behind a quiet start: weights grow a thousandfold each step.
+    optim = {"lr": 1000, "weight_decay": 1, "schedule": {"kind": "constant", "warmup_steps": 10, "warmup_lr": 0.01}}
+    prefix = write_job(s3.store(), small_spec(2, optim=optim), "nan")
+    result = run_gang(s3, prefix, 1, 2, cache=cache)
+    assert result is not None
+    assert (result.outcome, result.reason) == ("failed", "NonFiniteLoss")
+    assert "learning rate of 1000" in result.message
+    kept = latest(list_checkpoints(s3.store(), prefix, [1]))
+    assert kept is not None
+    assert kept.manifest.step >= 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": {"dataset": "digits", "train_limit": 5000}}, "1437"),
+        ({"data": {"dataset": "digits", "augment": {"scale": [16, 32]}}}, "augment.scale"),
+        ({"training": {"global_batch": 2048, "steps": 5}}, "2048"),
+    ],
+)
+def test_data_that_do_not_serve_are_told_by_every_rank_at_once(
+    s3: S3Server, cache: Path, changes: dict[str, object], told: str
+) -> None:
+    prefix = write_job(s3.store(), small_spec(2, **changes), f"data-{told.replace('.', '-')}")
+    result = run_gang(s3, prefix, 1, 2, cache=cache)
+    assert result is not None
+    assert (result.outcome, result.reason) == ("failed", "InvalidData")
+    assert told in result.message
+
+
+def test_what_has_a_result_is_not_run_again(s3: S3Server, cache: Path) -> None:
+    prefix = write_job(s3.store(), small_spec(2, training={"global_batch": 2048, "steps": 5}), "again")
+    first = run_gang(s3, prefix, 1, 2, cache=cache)
+    assert run_gang(s3, prefix, 1, 2, cache=cache) == first
+
+
+def test_asked_to_stop_it_stops_at_a_step_with_a_checkpoint(s3: S3Server, cache: Path) -> None:
+    store = s3.store()
+    long = {"global_batch": 32, "steps": 100_000, "log_every_steps": 1, "seed": 7}
+    prefix = write_job(store, small_spec(2, training=long), "stop")
+    store.put(prefix.control, Control(desired="stop", generation=2).to_bytes())
+    result = run_gang(s3, prefix, 1, 2, cache=cache)
+    assert result is not None
+    assert (result.outcome, result.reason) == ("stopped", None)
+    last = latest(list_checkpoints(store, prefix, [1]))
+    assert last is not None
+    assert last.manifest.step == result.step > 0
+    assert not last.manifest.final
+
+
+def test_another_number_of_workers_goes_on_where_the_first_stopped(s3: S3Server, cache: Path) -> None:
+    store = s3.store()
+    prefix = write_job(store, small_spec(2), "resized")
+    assert run_gang(s3, prefix, 1, 2, cache=cache, kill=Kill(1, 17)) is None
+    resumed = latest(list_checkpoints(store, prefix, [1]))
+    assert resumed is not None
+    result = run_gang(s3, prefix, 2, 4, cache=cache, resume_from=[1])
+    assert result is not None
+    assert (result.outcome, result.step) == ("succeeded", STEPS)
+    steps = [line for _, line in read_stream(store, prefix, Stream.METRICS, [2]) if b'"kind":"train"' in line]
+    assert len(steps) == STEPS - resumed.manifest.step
+
+
+def test_a_store_that_is_away_for_a_while_costs_checkpoints_and_not_the_run(tmp_path: Path, cache: Path) -> None:
+    s3 = start_s3(tmp_path)
+    try:
+        training = {"global_batch": 32, "steps": 1200, "log_every_steps": 10, "seed": 7}
+        checkpoint = {"every_steps": 20, "every_epochs": None}
+        prefix = write_job(s3.store(), small_spec(2, training=training, checkpoint=checkpoint), "away")
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_gang, s3, prefix, 1, 2, cache=cache)
+            until(lambda: list_checkpoints(s3.store(), prefix, [1]), within_s=60, what="a checkpoint")
+            # Here, not in the other thread: the server ends with the thread that started it.
+            s3.stop()
+            threading.Event().wait(OUTAGE_S)
+            s3.start()
+            result = running.result()
+        assert result is not None
+        assert (result.outcome, result.step) == ("succeeded", 1200)
+        events = [line.decode() for _, line in read_stream(s3.store(), prefix, Stream.EVENTS, [1])]
+        assert any("CheckpointFailed" in line for line in events)
+        assert "CheckpointCommitted" in events[-2]
+    finally:
+        s3.stop()
+
+
+def test_a_superseded_attempt_does_not_begin(s3: S3Server, cache: Path) -> None:
+    store = s3.store()
+    prefix = write_job(store, small_spec(2), "superseded")
+    store.put(prefix.attempt(2).attempt, AttemptDocument(number=2).to_bytes())
+    assert run_gang(s3, prefix, 1, 2, cache=cache) is None
+    assert list_checkpoints(store, prefix, [1]) == []
