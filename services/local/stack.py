@@ -1,6 +1,7 @@
 """What a stack consists of: each program, its arguments and its environment. Pure functions."""
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ _PROXIES = ("NO_PROXY", "no_proxy")
 
 # Ray's smallest is 75 MiB. Ours holds nothing big in it, and containers often have little shared memory.
 _OBJECT_STORE_BYTES = 100_000_000
+
+_LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 PREFIX = "resforge: "  # begins the one line that says what went wrong
 
@@ -181,6 +184,9 @@ def ray_head(config: Config) -> Program:
         "DASHBOARD_METRIC_PORT": str(ports["ray_dashboard_metrics"]),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # how old what is known of free processors may be
         "OMP_NUM_THREADS": "1",
+        # Where the workers of a gang reach each other; else the address that the host's name stands for.
+        "GLOO_SOCKET_IFNAME": _LOOPBACK,
+        "NCCL_SOCKET_IFNAME": _LOOPBACK,
         "RESFORGE_SCRATCH": str(config.home.path / "scratch"),
     }
     url = config.url("ray_dashboard")

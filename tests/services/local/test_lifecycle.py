@@ -3,6 +3,7 @@
 One stack serves all tests of this module, in the order in which they stand; the last ones end it.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -69,21 +70,32 @@ def test_it_comes_up_with_every_part_ready(stack: EmbeddedStack) -> None:
         assert {item.name for item in client.datasets()} >= {"digits", "synthetic"}
 
 
-def test_nothing_listens_off_loopback(stack: EmbeddedStack) -> None:
+def listening(stack: EmbeddedStack) -> list[tuple[str, str, int]]:
+    """Process, address and port of every socket of the stack that takes what comes."""
     assert stack.process is not None
-    family = [psutil.Process(stack.process.pid), *psutil.Process(stack.process.pid).children(recursive=True)]
-    assert len(family) > 10  # or Ray was not seen
-    listening = []
-    for process in family:
-        for connection in process.net_connections(kind="inet"):
-            # A UDP socket without a peer receives from anybody.
-            if connection.status == LISTEN or (connection.type == socket.SOCK_DGRAM and not connection.raddr):
-                listening.append((process.name(), connection.laddr.ip, connection.laddr.port))
-    assert {port for _, _, port in listening} >= {
+    supervisor = psutil.Process(stack.process.pid)
+    found = []
+    for process in [supervisor, *supervisor.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections(kind="inet"):
+                # A UDP socket without a peer receives from anybody.
+                if connection.status == LISTEN or (connection.type == socket.SOCK_DGRAM and not connection.raddr):
+                    found.append((process.name(), connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+def off_loopback(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    # Ray's C++ parts bind IPv4's loopback as an IPv6 socket.
+    return [item for item in found if item[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+
+
+def test_nothing_listens_off_loopback(stack: EmbeddedStack) -> None:
+    found = listening(stack)
+    assert {port for _, _, port in found} >= {
         int(stack.connection[name].rpartition(":")[2]) for name in ("url", "s3_endpoint", "ray_dashboard")
     }
-    # Ray's C++ parts bind IPv4's loopback as an IPv6 socket.
-    assert {item for item in listening if item[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
+    assert "raylet" in {name for name, _, _ in found}
+    assert off_loopback(found) == []
 
 
 def test_only_its_owner_can_read_it(stack: EmbeddedStack) -> None:
@@ -159,11 +171,17 @@ def test_another_stack_on_an_s3_that_is_there_already(stack: EmbeddedStack, s3: 
 
 @pytest.mark.timeout(600)
 def test_a_crash_loses_nothing(stack: EmbeddedStack) -> None:
-    """kill -9 of the supervisor while a job trains: the next start cleans up, and the job goes on to its end."""
+    """kill -9 of the supervisor while a job trains: the next start cleans up, and the job goes on to its end.
+
+    While two workers are connected, their sockets are looked at too.
+    """
     before = stack.connection
     with stack.client() as client:
         job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}})
         until(lambda: client.checkpoints(job.id), within_s=240, what="a checkpoint")
+    found = listening(stack)
+    assert len([name for name, _, _ in found if name == "ray::RayTrainWorker"]) > 2
+    assert off_loopback(found) == []
     stack.kill()
     stack.start()
     assert stack.connection["api_key"] == before["api_key"]
