@@ -205,6 +205,24 @@ def test_a_place_beyond_the_end_disturbs_nobody_else() -> None:
     run(work)
 
 
+def test_what_is_written_at_the_very_end_comes_before_the_end() -> None:
+    """The last line is written, and the job ends, just as the tailer asks for the job's state."""
+
+    async def work() -> None:
+        fed = Fed(["a"])
+
+        def state() -> JobState:
+            if fed.reads and fed.state is JobState.RUNNING:
+                fed.texts.append("last words")
+                fed.end()
+            return fed.state
+
+        found = await receive(Tails(every_s=0.01).follow(Source("fed", fed.read, state), 0))
+        assert (texts(found), found[-1].event) == (["a", "last words"], "end")
+
+    run(work)
+
+
 def test_a_source_that_does_not_answer_is_waited_for() -> None:
     async def work() -> None:
         fed, tails = Fed(["a"], failing=StorageUnavailable("down")), Tails(every_s=0.01)
@@ -215,6 +233,26 @@ def test_a_source_that_does_not_answer_is_waited_for() -> None:
         fed.failing = None
         assert texts(await task) == ["a"]
         await stream.aclose()
+
+    run(work)
+
+
+def test_nothing_is_lost_when_the_source_fails_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_module, "KEPT", 1)
+
+    async def work() -> None:
+        fed, tails = Fed(["a"]), Tails(every_s=0.01)
+        slow, quick = tails.follow(fed.source, 0), tails.follow(fed.source, 0)
+        await receive(slow, 1)
+        fed.texts += ["b", "c", "d"]
+        fed.end()
+        assert (await receive(quick))[-1].event == "end"
+        fed.failing, reads = StorageUnavailable("down"), fed.reads
+        task = asyncio.create_task(receive(slow))
+        await until(lambda: fed.reads > reads + 2)
+        fed.failing = None
+        found = await task
+        assert (texts(found), found[-1].event) == (["b", "c", "d"], "end")
 
     run(work)
 
