@@ -198,7 +198,6 @@ def _evaluate(download: "CheckpointDownload", folder: Path) -> tuple[int, int]:
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     if answer.returncode != 0:
         raise Failure(f"the checkpoint can't be evaluated: {answer.stderr.strip()[-2000:]}")

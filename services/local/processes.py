@@ -100,5 +100,5 @@ def end_members(stack_id: str, work: Path, *, deadline_s: float = 15.0) -> int:
             raise TimeoutError(f"processes of the stack do not end: {sorted(process.pid for process in left)}")
         ended.update(process.pid for process in left)
         kill(left)
-        psutil.wait_procs(left, timeout=1.0)
+        psutil.wait_procs(left, timeout=0.2)
     return len(ended)
