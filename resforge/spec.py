@@ -26,7 +26,7 @@ from resforge.networks import IMAGENET_BLOCKS, Network, describe
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9._/]{0,61}[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z]([-a-zA-Z0-9._/]{0,61}[a-zA-Z0-9])?$")]
-LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^[ -~]*$")]  # printable ASCII
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
 
 
 class Part(BaseModel):
