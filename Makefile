@@ -26,10 +26,10 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(PYTEST) -m "not stack"
+	$(PYTEST) -m "not stack and not postgres"
 
 test: check
-	$(PYTEST) -m stack
+	$(PYTEST) -m "stack or postgres"
 
 bench: $(READY)
 	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

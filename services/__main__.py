@@ -38,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     try:
-        app()
+        app(prog_name="python -m services")
     except ServiceError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -12,6 +12,8 @@ from tests.services.local.waiting import until
 from tests.trainer.gang import Kill, run_gang, write_job
 from tests.trainer.test_resume import STEPS, small_spec
 
+pytestmark = pytest.mark.stack
+
 OUTAGE_S = 4.0  # longer than the tries of one request
 
 

@@ -18,6 +18,8 @@ from resforge.storage import (
 from tests.s3 import S3Server
 from tests.trainer.gang import Kill, run_gang, write_job
 
+pytestmark = pytest.mark.stack
+
 STEPS = 30
 
 

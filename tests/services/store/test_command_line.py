@@ -228,4 +228,4 @@ def test_every_command_explains_itself(run_here: Run) -> None:
         "datasets list",
     )
     for command in commands:
-        assert f"Usage: services {command}".rstrip() in ok(run_here(*command.split(), "--help"))
+        assert f"Usage: python -m services {command}".rstrip() in ok(run_here(*command.split(), "--help"))
