@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from resforge.cli.connect import named_home
 from resforge.cli.exits import Exit, Failure
 from resforge.cli.output import duration, note, percent, size
 from resforge.cli.stack import command
@@ -42,7 +43,8 @@ class Addresses:
 
 
 def demo(
-    home: Annotated[Path, typer.Option(help="The demo's own folder.")] = Path(".demo"),
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="The demo's own folder; left out: .demo.")] = None,
 ) -> None:
     """Train ResNet-20 on handwritten digits through the whole service, and check what comes out.
 
@@ -50,7 +52,7 @@ def demo(
     process, draws the training curves, and ends everything that it started.
     """
     began = time.monotonic()
-    home = home.expanduser().resolve()
+    home = (home or named_home(context) or Path(".demo")).expanduser().resolve()
     with ended_by_signals(), running_stack(home) as addresses:
         from resforge.client import Client
 

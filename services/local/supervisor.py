@@ -227,6 +227,7 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         """The services first and object storage last, so that what ends can still write."""
+        self._changed(self.parts)
         storage = [part for part in self.parts if part.program.name == "s3"]
         others = [part for part in self.parts if part.program.name != "s3"]
         for group in (others, storage):
