@@ -151,8 +151,8 @@ def _page(measured: dict[str, Any]) -> str:
         [
             "# The start of a job",
             "",
-            f"Seconds to the first optimiser step of a job with {measured['workers']} workers: from POST on a stack that is",
-            "up, and from the start of `torchrun` with the same worker loop. Made by `benchmarks/start.py`, both sides",
+            "Seconds to the first optimiser step: from POST on a stack that is up, and from the start of `torchrun`",
+            f"with the same worker loop, {measured['workers']} workers each. Made by `benchmarks/start.py`, both sides",
             "taking turns in one run.",
             "",
             "| | median | least | most | runs |",

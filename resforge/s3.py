@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
+DELETED_AT_ONCE = 1000  # S3's limit
+
+
 class StorageError(Exception):
     """Object storage: {detail}"""
 
@@ -193,10 +196,19 @@ class ObjectStore:
 
     def delete_prefix(self, prefix: str) -> int:
         """Remove every object under the prefix and return how many there were."""
-        objects = self.list_objects(prefix)
-        for item in objects:
-            self.delete(item.key)
-        return len(objects)
+        keys = [item.key for item in self.list_objects(prefix)]
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            batch = keys[start : start + DELETED_AT_ONCE]
+            with self._translated():
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
+                )
+            for failed in answer.get("Errors", ()):
+                raise StorageRefused(
+                    f"{self.endpoint or 'S3'}, bucket {self.bucket}: {failed.get('Key')} was not removed: "
+                    f"{failed.get('Code')} {failed.get('Message')}"
+                )
+        return len(keys)
 
     def presign(self, key: str, *, expires_s: int = 3600) -> Presigned:
         """An address at the public endpoint from which anyone can GET the object until it expires."""

@@ -17,7 +17,9 @@ class Settings(BaseSettings):
     port: int = 8000
     ray_dashboard: str = Field(default="http://127.0.0.1:8265", description="Where Ray's Jobs REST API answers.")
     ray_token_path: str | None = Field(default=None, description="A file that holds Ray's token, if it wants one.")
-    trainer_command: str = Field(default="python -m trainer run", description="How a Ray node starts a driver; the prefix and the attempt follow.")
+    trainer_command: str = Field(
+        default="python -m trainer run", description="How a Ray node starts a driver; prefix and attempt follow."
+    )
     tick_s: float = Field(default=0.5, gt=0, description="Seconds between two looks of the controller at its jobs.")
     lease_s: float = Field(default=10.0, gt=0, description="A controller that is silent for so long is replaced.")
     heartbeat_timeout_s: float = Field(default=60.0, gt=0, description="A driver silent for so long is lost.")
