@@ -131,14 +131,14 @@ def up(home: Home, options: Options, base_env: Mapping[str, str], *, follow_stdi
         if left:
             log.warning("ended %d processes that an earlier run had left", left)
         log.info("starting the stack at %s", home.path)
-        retire_ray(config.ray_folder, home.logs / "ray")
+        retire_ray(home, config.ray_folder)
         with one_line(config.ray_folder):
             private_folder(config.ray_folder.parent)
         try:
             asyncio.run(_run(config, follow_stdin=follow_stdin, quiet_once_up=quiet_once_up))
         finally:
             home.connection.unlink(missing_ok=True)
-            retire_ray(config.ray_folder, home.logs / "ray")
+            retire_ray(home, config.ray_folder)
         log.info("ended")
 
 
@@ -237,17 +237,16 @@ def log_to(path: Path) -> None:
     log.addHandler(handler)
 
 
-def retire_ray(folder: Path, kept_logs: Path) -> None:
-    """Remove Ray's folder, but keep the logs of its newest session."""
-    if not folder.exists():
-        return
+def retire_ray(home: Home, folder: Path) -> None:
+    """Remove Ray's folder, but keep the logs of its newest session under the home."""
     with one_line(folder):
         sessions = sorted(path for path in folder.glob("session_2*") if path.is_dir())
         if sessions and (sessions[-1] / "logs").is_dir():
-            shutil.rmtree(kept_logs, ignore_errors=True)
-            shutil.move(sessions[-1] / "logs", kept_logs)
-        # Where the path under the home is too long, the folder has a parent of its own.
-        shutil.rmtree(folder if folder.is_relative_to(kept_logs.parent.parent) else folder.parent, ignore_errors=True)
+            kept = home.logs / "ray"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.move(sessions[-1] / "logs", kept)
+        # Outside of the home it has a parent of its own.
+        shutil.rmtree(folder if folder.is_relative_to(home.path) else folder.parent, ignore_errors=True)
 
 
 def let_go_of_output() -> None:
@@ -302,7 +301,7 @@ def down(home: Home) -> str:
     identity = home.load_identity()
     left = processes.end_members(identity.id, home.work)
     if left:  # the supervisor was gone, or had to be killed
-        retire_ray(home.ray_folder(identity.id), home.logs / "ray")
+        retire_ray(home, home.ray_folder(identity.id))
     home.connection.unlink(missing_ok=True)
     if pid is not None:
         return f"the stack at {home.path} has ended"

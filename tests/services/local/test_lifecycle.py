@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from resforge.jobs import JobState
+from services.local.home import Home
 from tests.embedded import CLI, EmbeddedStack, members
 from tests.s3 import S3Server, start_s3
 from tests.services.local.waiting import until
@@ -239,6 +240,8 @@ def test_an_s3_that_can_not_be_used_is_one_line(tmp_path: Path, env: dict[str, s
     [reason] = [line for line in done.stdout.splitlines() if line.startswith("resforge: ")]
     assert message in reason
     assert members(tmp_path / "h") == []
+    home = Home(tmp_path / "h")
+    assert not home.ray_folder(home.load_identity().id).parent.exists()
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
