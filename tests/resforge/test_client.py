@@ -35,6 +35,8 @@ from resforge.storage import Stream
 from tests.s3 import free_port, start_s3
 from tests.services.api.harness import PROJECT, SPEC, Api, evaluation, line, new_store, point, serve
 
+pytestmark = pytest.mark.stack
+
 RECIPE = {"recipe": "digits/resnet-20"}
 
 

@@ -38,6 +38,8 @@ from trainer.checkpoints import (
     write_checkpoint,
 )
 
+pytestmark = pytest.mark.stack
+
 JOB = JobDocument(job="job-a", project="p", spec=recipes.get("digits/resnet-20").spec, dataset=DIGITS)
 
 

@@ -4,10 +4,14 @@ import json
 import threading
 from pathlib import Path
 
+import pytest
+
 from resforge.s3 import StorageUnavailable
 from resforge.storage import Heartbeat, JobPrefix, Stream, read_stream
 from tests.s3 import S3Server, start_s3
 from trainer.streams import ROLL_BYTES, Shipper
+
+pytestmark = pytest.mark.stack
 
 
 def _numbers(s3: S3Server, prefix: JobPrefix) -> list[int]:

@@ -18,6 +18,8 @@ from services.store.store import JobStore
 from tests.s3 import S3Server
 from tests.services.api.harness import AT, Api, evaluation, serve
 
+pytestmark = pytest.mark.stack
+
 
 def test_lists_them_by_step_with_best_and_latest(api: Api, http: httpx.Client) -> None:
     job = api.retry(api.running())

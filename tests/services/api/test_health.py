@@ -17,6 +17,8 @@ from services.store.store import JobStore
 from tests.s3 import S3Server, start_s3
 from tests.services.api.harness import Api, serve
 
+pytestmark = pytest.mark.stack
+
 
 def ready(api: Api) -> tuple[int, dict[str, Any]]:
     answer = httpx.get(f"{api.url}/readyz")

@@ -16,6 +16,8 @@ from services.store.store import JobStore
 from tests.s3 import S3Server
 from tests.services.api.harness import PROJECT, SPEC, Api, new_store, serve
 
+pytestmark = pytest.mark.stack
+
 SECRET = "host=10.9.8.7 user=admin"
 
 

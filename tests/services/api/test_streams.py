@@ -15,6 +15,8 @@ from services.store.store import JobStore
 from tests.s3 import start_s3
 from tests.services.api.harness import Api, Sse, evaluation, line, point, read_sse, serve, wait_for
 
+pytestmark = pytest.mark.stack
+
 SSE = {"Accept": "text/event-stream"}
 
 

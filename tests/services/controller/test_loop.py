@@ -14,6 +14,8 @@ from services.store.records import JobRecord
 from tests.s3 import S3Server
 from tests.services.controller.stage import Stage
 
+pytestmark = pytest.mark.stack
+
 S = JobState
 
 
