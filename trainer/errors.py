@@ -1,4 +1,4 @@
-"""What can be wrong with a job itself, which trying again will not cure. Each class's docstring is its message."""
+"""What can go wrong that a job's state must name. Each class's docstring is its message."""
 
 from resforge.jobs import Reason
 
@@ -24,6 +24,12 @@ class OutOfMemory(TrainingFault):
     """The device's memory does not suffice."""
 
     reason = Reason.OUT_OF_MEMORY
+
+
+class CheckpointUploadFailed(TrainingFault):
+    """The last checkpoint could not be written: {detail}"""
+
+    reason = Reason.CHECKPOINT_UPLOAD_FAILED
 
 
 class NonFiniteLoss(TrainingFault):

@@ -5,6 +5,7 @@ given, which on a laptop is loopback.
 """
 
 import importlib
+import logging
 import socket
 from datetime import timedelta
 
@@ -12,6 +13,8 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from torch.distributed import TCPStore
+
+logger = logging.getLogger(__name__)
 
 
 def create_store(
@@ -37,12 +40,12 @@ def create_store(
 def use_this_store() -> None:
     """Let `init_process_group` of this process meet by `create_store`. Torch has no setting for the address.
 
-    Raises:
-        AttributeError: this version of torch makes its store elsewhere.
+    A torch that makes its store elsewhere is told of and left to listen as it likes: the job matters more.
     """
     module = importlib.import_module("torch.distributed.rendezvous")  # torch.distributed hides it behind a function
     if not hasattr(module, "_create_c10d_store"):
-        raise AttributeError("torch.distributed.rendezvous has no _create_c10d_store; torch 2.13 has")
+        logger.warning("this torch has no rendezvous._create_c10d_store; its store listens on every interface")
+        return
     vars(module)["_create_c10d_store"] = create_store
 
 

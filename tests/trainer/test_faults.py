@@ -1,5 +1,6 @@
 """What a gang of real workers does when something is wrong, and when its size changes."""
 
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.s3 import S3Server, start_s3
 from tests.services.local.waiting import until
 from tests.trainer.gang import Kill, run_gang, write_job
 from tests.trainer.test_resume import STEPS, small_spec
+from trainer.checkpoints import newest_verified
 
 pytestmark = pytest.mark.stack
 
@@ -106,6 +108,33 @@ def test_a_store_that_is_away_for_a_while_costs_checkpoints_and_not_the_run(tmp_
         events = [line.decode() for _, line in read_stream(s3.store(), prefix, Stream.EVENTS, [1])]
         assert any("CheckpointFailed" in line for line in events)
         assert "CheckpointCommitted" in events[-2]
+    finally:
+        s3.stop()
+
+
+def test_a_full_disk_keeps_what_was_written_and_says_so(tmp_path: Path, cache: Path) -> None:
+    s3 = start_s3(tmp_path)
+    try:
+        training = {"global_batch": 32, "steps": 300, "log_every_steps": 10, "seed": 7}
+        checkpoint = {"every_steps": 20, "every_epochs": None}
+        prefix = write_job(s3.store(), small_spec(2, training=training, checkpoint=checkpoint), "full")
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_gang, s3, prefix, 1, 2, cache=cache)
+            until(lambda: list_checkpoints(s3.store(), prefix, [1]), within_s=60, what="a checkpoint")
+            assert s3.process is not None
+            # A limit on a file's size refuses a write as a full disk does, and needs no disk to fill.
+            resource.prlimit(s3.process.pid, resource.RLIMIT_FSIZE, (16_000, resource.RLIM_INFINITY))
+            result = running.result()
+        assert result is not None
+        assert (result.outcome, result.reason) == ("failed", "CheckpointUploadFailed")
+        assert "step 300" in result.message
+        kept, damaged = newest_verified(s3.store(), prefix, [1])
+        assert kept is not None
+        assert damaged == []
+        resource.prlimit(s3.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        again = run_gang(s3, prefix, 2, 2, cache=cache, resume_from=[1])
+        assert again is not None
+        assert (again.outcome, again.step) == ("succeeded", 300)
     finally:
         s3.stop()
 

@@ -12,7 +12,7 @@ from resforge import metrics
 from resforge.s3 import StorageError
 from trainer.checkpoints import Moment, Snapshot, remove_old, rng_state, write_checkpoint
 from trainer.classifier import Classifier
-from trainer.errors import NonFiniteLoss
+from trainer.errors import CheckpointUploadFailed, NonFiniteLoss
 from trainer.run import Run
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class Checkpointing(Callback):
         except StorageError as error:
             run.event("CheckpointFailed", f"no checkpoint of step {run.step}: {error}", step=run.step)
             if run.last:
-                raise
+                raise CheckpointUploadFailed(
+                    f"the last checkpoint, of step {run.step}, can't be written: {error}"
+                ) from error
             return
         self.committed += 1
         seconds = spent + time.perf_counter() - started
