@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resforge.metrics import RESTARTS, EvalPoint, Metric, Progress
+from resforge.metrics import RESTARTS, EvalPoint, Metric, Progress, TrainPoint
 from resforge.s3 import ObjectStore
 from resforge.storage import AttemptPrefix, JobDocument, JobPrefix, Result, Stream, best, list_checkpoints, read_stream
 from trainer.streams import Shipper
@@ -85,9 +85,10 @@ class Run:
             self.shipper.event(type, message, **data)
             logger.info("%s: %s", type, message)
 
-    def record(self, point: Metric | object) -> None:
+    def record(self, point: TrainPoint | EvalPoint) -> None:
+        """Add to the metrics stream; rank 0 alone."""
         if self.shipper:
-            self.shipper.append(Stream.METRICS, point)  # type: ignore[arg-type]
+            self.shipper.append(Stream.METRICS, point)
 
     def progress(self, **changes: object) -> None:
         """Overwrite what is known of where the run is; rank 0 alone."""

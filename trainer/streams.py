@@ -47,7 +47,8 @@ class Shipper:
         self._clock = clock
         self._started = clock()
         self._rolled = clock()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # over what waits to be written
+        self._writing = threading.Lock()  # one part after the other
         self._lines: dict[Stream, list[bytes]] = {}
         self._size = 0
         self._documents: dict[str, bytes] = {}
@@ -81,6 +82,14 @@ class Shipper:
         with self._lock:
             self._documents[key] = document.model_dump_json().encode()
 
+    def flush(self) -> None:
+        """Write what has come so far, and return when it is written.
+
+        Raises:
+            StorageError: it could not be; it is kept, and tried again later.
+        """
+        self._flush(everything=True)
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what is left and stop; gives up on a store that does not answer within `timeout_s` seconds."""
         self._closing.set()
@@ -109,6 +118,10 @@ class Shipper:
             self._wake.clear()
 
     def _flush(self, *, everything: bool) -> None:
+        with self._writing:
+            self._write(everything=everything)
+
+    def _write(self, *, everything: bool) -> None:
         with self._lock:
             documents, self._documents = self._documents, {}
             age = self._clock() - self._started

@@ -1,6 +1,7 @@
 """The main job: posted over REST, trained by real workers on real digits, pulled from S3 and evaluated elsewhere."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from tests.services.local.waiting import until
 
 pytestmark = pytest.mark.stack
 
+SCRAPED = (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.GRAD_NORM)
+
 
 @pytest.fixture(scope="module")
 def scraped(stack: EmbeddedStack) -> dict[str, str]:
@@ -34,7 +37,7 @@ def job(stack: EmbeddedStack, scraped: dict[str, str]) -> Iterator[Job]:
 
         def scrape() -> str | None:
             text = httpx.get(stack.connection["ray_metrics"], trust_env=False).text
-            return text if f"ray_{metrics.TRAIN_LOSS.name}" in text and job.id in text else None
+            return text if all(_sample(text, metric, job.id) for metric in SCRAPED) else None
 
         scraped[job.id] = until(scrape, within_s=60, what="the trainer's metrics at Ray's agent")
         yield client.wait(job.id, 180)
@@ -95,9 +98,19 @@ def test_driver_and_workers_are_heard_in_the_logs(client: Client, job: Job) -> N
 
 
 def test_prometheus_sees_the_job_through_rays_agent(job: Job, scraped: dict[str, str]) -> None:
-    lines = [line for line in scraped[job.id].splitlines() if f'job_id="{job.id}"' in line]
-    for metric in (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.GRAD_NORM, metrics.RESTARTS):
-        assert any(line.startswith(f"ray_{metric.name}{{") and 'attempt="1"' in line for line in lines), metric.name
+    text = scraped[job.id]
+    assert 0 < _sample(text, metrics.STEP, job.id) <= 352
+    assert _sample(text, metrics.IMAGES_PER_SECOND, job.id) > 0
+    assert math.isfinite(_sample(text, metrics.TRAIN_LOSS, job.id))
+    assert not any("NaN" in line for line in text.splitlines() if job.id in line)
+
+
+def _sample(text: str, metric: metrics.Metric, job_id: str) -> float:
+    """The value of a metric of that job's first attempt; 0 where there is none yet."""
+    for line in text.splitlines():
+        if line.startswith(f"ray_{metric.name}{{") and f'job_id="{job_id}"' in line and 'attempt="1"' in line:
+            return float(line.rpartition(" ")[2])
+    return 0.0
 
 
 def test_no_secret_was_logged_or_shown_by_ray(stack: EmbeddedStack, client: Client, job: Job) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from resforge.metrics import POINT
 from resforge.spec import JobSpec
 from resforge.storage import (
     TRAINER_STATE,
@@ -84,6 +85,9 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(
     assert result is not None
     assert (result.outcome, result.step) == ("succeeded", STEPS)
     assert _weights(s3, prefix, [1, 2]) == uninterrupted[workers], f"kills after steps {first} and {second}"
+    # Nothing of its history was lost either: what was reported before a checkpoint is written before it.
+    points = [POINT.validate_json(line) for _, line in read_stream(s3.store(), prefix, Stream.METRICS, [1, 2])]
+    assert {point.step for point in points if point.kind == "train"} == set(range(1, STEPS + 1))
 
 
 def test_damaged_checkpoints_are_passed_over_for_the_one_before(

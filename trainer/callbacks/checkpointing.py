@@ -68,6 +68,9 @@ class Checkpointing(Callback):
             evaluation=run.evaluation,
         )
         try:
+            # First: whoever resumes from this step will not report those before it again.
+            if run.shipper:
+                run.shipper.flush()
             written = write_checkpoint(run.store, run.prefix, run.job, snapshot, moment)
             remove_old(run.store, run.prefix, run.told, run.job.spec.checkpoint.keep_last)
         except StorageError as error:
