@@ -69,6 +69,11 @@ PAUSES = (0.2, 0.5, 1.0)
 STREAM_SILENCE_S = 40.0
 
 
+class _Page(BaseModel):
+    items: list[Any]
+    next_cursor: str | int | None = None
+
+
 class Client:
     """A connection to the API.
 
@@ -282,11 +287,11 @@ class Client:
     def _items(self, path: str, params: Mapping[str, Any], cursor: str) -> Iterator[Any]:
         asked = {key: value for key, value in params.items() if value is not None}
         while True:
-            page = self._request("GET", path, params=asked, repeatable=True).json()
-            yield from page["items"]
-            if page.get("next_cursor") is None:
+            page = self._parse(_Page, self._request("GET", path, params=asked, repeatable=True))
+            yield from page.items
+            if page.next_cursor is None:
                 return
-            asked = {**asked, cursor: page["next_cursor"]}
+            asked = {**asked, cursor: page.next_cursor}
 
     def _request(self, method: str, path: str, *, repeatable: bool = False, **options: Any) -> "httpx.Response":
         """Send a request, again where that is safe, and raise what the API or the network says against it."""
@@ -337,13 +342,14 @@ class Client:
             if after is not None:
                 headers["Last-Event-ID"] = after
             timeout = httpx.Timeout(self._http.timeout.connect, read=STREAM_SILENCE_S)
+            opened = False
             try:
                 with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
                     if not answer.is_success:
                         answer.read()
                         raise _failure(answer)
+                    opened = True
                     for message in messages(answer.iter_bytes()):
-                        heard = time.monotonic()
                         if message.event == "end":
                             return
                         after = message.id or after
@@ -351,6 +357,8 @@ class Client:
                 failure: Exception = ConnectionError("the stream broke off")
             except (httpx.TransportError, Unavailable) as error:
                 failure = error
+            if opened:  # keep-alives came until it broke, or its read would have timed out
+                heard = time.monotonic()
             if time.monotonic() - heard > self._patience_s:
                 raise failure if isinstance(failure, Unavailable) else self._unreachable(failure) from failure
             time.sleep(PAUSES[0])

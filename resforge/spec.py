@@ -381,7 +381,7 @@ def read_document(path: Path) -> dict[str, Any]:
             document = json.loads(text)  # not by YAML, which takes 1e-4 for a string and refuses tabs
         except ValueError:
             document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise SpecFileError(path, str(error)) from error
     if not isinstance(document, dict):
         raise SpecFileError(path, f"expected a mapping with the fields of a job, found {type(document).__name__}")

@@ -5,7 +5,8 @@
                     attempts/<n>/attempt.json                 which attempts this one may resume from
                                  heartbeat.json               the driver's sign of life
                                  progress.json                where rank 0 is
-                                 result.json                  how the attempt ended
+                                 verdict.json                 how the workers say that it ended
+                                 result.json                  the same, from the driver, as the last object of all
                                  checkpoints/<step>/...       parts, then manifest.json
                                  metrics|logs|events/<part>   streams: numbered objects of JSON lines
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from resforge.s3 import ObjectStore
 
 MANIFEST = "manifest.json"
+DAMAGED = "manifest.damaged.json"  # what a manifest is renamed to when its checkpoint turns out to be damaged
 WEIGHTS = "weights.safetensors"
 INPUT = "input.safetensors"
 TRAINER_STATE = "trainer.pt"
@@ -61,6 +63,10 @@ class AttemptPrefix:
     @property
     def progress(self) -> str:
         return f"{self.key}progress.json"
+
+    @property
+    def verdict(self) -> str:
+        return f"{self.key}verdict.json"
 
     @property
     def result(self) -> str:
@@ -145,7 +151,11 @@ class Control(Document):
 
 
 class Result(Document):
-    """result.json: how an attempt ended. What has a result is never run again."""
+    """verdict.json and result.json: how an attempt ended. What has a verdict is never run again.
+
+    Workers write the verdict. The driver, which still ships what they printed, repeats it as the result when nothing
+    more is to come, so whoever sees a result sees a complete attempt.
+    """
 
     at: datetime
     outcome: Literal["succeeded", "failed", "stopped"]

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from resforge.s3 import ObjectStore, StorageError
 from resforge.storage import CorruptCheckpoint, Heartbeat, JobPrefix
 from trainer.errors import TrainingFault
 from trainer.settings import TrainerSettings
+
+LINGER_S = 60.0  # what is left to do after the workers' verdict takes a few seconds
 
 
 def main() -> int:
@@ -42,15 +45,21 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         return 2
     store = ObjectStore(place.netloc, endpoint=settings.s3_endpoint)
     prefix = JobPrefix(place.path.strip("/") + "/")
-    beats = 0
+    keys = prefix.attempt(attempt)
+    beats, ended = 0, None
 
     def beat(shipper: Shipper) -> None:
-        nonlocal beats
+        nonlocal beats, ended
         beats += 1
+        if ended is None and beats % 10 == 0 and store.find(keys.verdict) is not None:
+            ended = time.monotonic()
+        if ended is not None and time.monotonic() - ended > LINGER_S:  # Ray's end of the workers hangs
+            store.put(keys.result, store.get(keys.verdict), "application/json")
+            os._exit(4)
         heartbeat = Heartbeat(at=datetime.now(UTC), beat=beats, every_s=1.0)
-        shipper.document(prefix.attempt(attempt).heartbeat, heartbeat)
+        shipper.document(keys.heartbeat, heartbeat)
 
-    with Shipper(store, prefix.attempt(attempt), every=beat) as shipper, shipped(shipper, attempt):
+    with Shipper(store, keys, every=beat) as shipper, shipped(shipper, attempt):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s driver %(levelname)s %(name)s: %(message)s")
         # Ray Train looks after its workers every two seconds by default, which a short job would wait for.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -58,14 +67,16 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from trainer.driver import drive  # takes seconds: the sign of life comes first
 
+        result = None
         try:
-            code = 0 if drive(store, prefix, attempt, settings) else 1
+            result = drive(store, prefix, attempt, settings)
         except Exception:
             logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
-            code = 3
         logging.shutdown()
+    if result is not None:  # the last object of all: whoever sees it sees a complete attempt
+        store.put(keys.result, result.to_bytes(), "application/json")
     # Not by way of Ray's farewells: they have been seen to hang and to crash, and what counts is written.
-    os._exit(code)
+    os._exit(3 if result is None else 1 if result.outcome == "failed" else 0)
 
 
 def _evaluate(directory: Path, location: str | None, as_json: bool, settings: TrainerSettings) -> int:

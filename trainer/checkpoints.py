@@ -22,6 +22,7 @@ from torch import Tensor
 from resforge.metrics import EvalPoint
 from resforge.s3 import ObjectNotFound, ObjectStore
 from resforge.storage import (
+    DAMAGED,
     INPUT,
     MANIFEST,
     TRAINER_STATE,
@@ -189,13 +190,21 @@ def newest_verified(
     return None, damaged
 
 
-def remove_old(store: ObjectStore, prefix: JobPrefix, attempts: Sequence[int], keep_last: int) -> list[int]:
-    """Remove all but the last `keep_last` checkpoints and the best; the steps of those removed.
+def set_aside(store: ObjectStore, checkpoint: StoredCheckpoint) -> None:
+    """Let a damaged checkpoint be none any more, so that it takes no other's place; its parts stay to be looked at."""
+    store.put(checkpoint.key + DAMAGED, checkpoint.manifest.to_bytes(), "application/json")
+    store.delete(checkpoint.key + MANIFEST)
+
+
+def remove_old(
+    store: ObjectStore, prefix: JobPrefix, attempts: Sequence[int], keep_last: int, newest: StoredCheckpoint
+) -> list[int]:
+    """Remove all but the last `keep_last` checkpoints, the best and `newest`; the steps of those removed.
 
     A manifest goes before its parts, so that nobody ever sees a checkpoint that lacks some.
     """
     checkpoints = list_checkpoints(store, prefix, attempts)
-    keep = {item.key for item in checkpoints[-keep_last:]}
+    keep = {newest.key, *(item.key for item in checkpoints[-keep_last:])}
     top = best(checkpoints)
     if top:
         keep.add(top.key)

@@ -24,6 +24,7 @@ class Classifier(pl.LightningModule):
     Args:
         network: maps (N, C, H, W) float images to (N, classes) logits.
         normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device.
+        device: where the network is.
         start_step: optimiser steps done before this process began.
         total_steps: of the whole job, by which the learning rate is laid out.
     """
@@ -34,6 +35,7 @@ class Classifier(pl.LightningModule):
         normalise: Callable[[Tensor], Tensor],
         optim: OptimSpec,
         *,
+        device: torch.device,
         start_step: int,
         total_steps: int,
     ) -> None:
@@ -44,8 +46,9 @@ class Classifier(pl.LightningModule):
         self.step = start_step
         self.total_steps = total_steps
         self.last_lr = self.lr
-        # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone
-        self.register_buffer("sums", torch.zeros(4, dtype=torch.float64), persistent=False)
+        # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone. Not a buffer:
+        # DDP overwrites every rank's buffers with rank 0's before each forward pass.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     @property
     def lr(self) -> float:

@@ -1,7 +1,7 @@
 """The Ray driver of one attempt: a sign of life, the workers under Ray Train, and the reason where it fails.
 
 Ray holds no checkpoint of ours: its storage path is scratch, and workers write to object storage themselves. What
-tells success is the result that rank 0 committed, not how `fit()` or this process ended.
+tells success is the verdict that rank 0 committed, not how `fit()` or this process ended.
 """
 
 import logging
@@ -23,8 +23,8 @@ from trainer.settings import TrainerSettings
 logger = logging.getLogger(__name__)
 
 
-def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: TrainerSettings) -> bool:
-    """Run the attempt to its end; whether it ended in good order (succeeded, or stopped as asked)."""
+def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: TrainerSettings) -> Result | None:
+    """Run the attempt to its end, and say how it ended; None where another attempt has taken over meanwhile."""
     keys = prefix.attempt(attempt)
     job = JobDocument.model_validate_json(store.get(prefix.spec))
     scaling, retry = job.spec.scaling, job.spec.retry
@@ -64,22 +64,21 @@ def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: Trainer
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
 
-    committed = store.find(keys.result)
-    if committed is None and store.find(prefix.attempt(attempt + 1).attempt) is not None:
+    verdict = store.find(keys.verdict)
+    if verdict is not None:
+        result = Result.model_validate_json(verdict)
+    elif store.find(prefix.attempt(attempt + 1).attempt) is not None:
         logger.warning("attempt %d was given up, and another has begun", attempt)
-        return False
-    if committed is None:
+        return None
+    else:
         reason, message = _why(failure)
         result = Result(at=datetime.now(UTC), outcome="failed", reason=reason, message=message)
-        store.put(keys.result, result.to_bytes(), "application/json")
-    else:
-        result = Result.model_validate_json(committed)
     logger.info("attempt %d %s: %s", attempt, result.outcome, result.message or "no message")
-    return result.outcome != "failed"
+    return result
 
 
 def _why(failure: TrainingFailedError | None) -> tuple[Reason, str]:
-    """The reason and its message where no worker left a result of its own."""
+    """The reason and its message where no worker left a verdict."""
     if failure is None:
         return Reason.TRAINING_ERROR, "the workers ended and left no result"
     causes = failure.worker_failures if isinstance(failure, WorkerGroupError) else {}

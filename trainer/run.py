@@ -124,12 +124,12 @@ class Run:
         self.progress(eta_s=0.0)
         outcome = "succeeded" if self.step >= self.total_steps else "stopped"
         self.event("TrainingEnded", f"{outcome} at step {self.step} of {self.total_steps}", step=self.step)
-        self.shipper.close()  # so that no line comes after the result
+        self.shipper.close()  # so that no line comes after the verdict
         top = best(list_checkpoints(self.store, self.prefix, self.told))
-        result = Result(
+        verdict = Result(
             at=datetime.now(UTC),
             outcome=outcome,
             step=self.step,
             evaluation=top.manifest.evaluation if top else None,
         )
-        self.store.put(self.keys.result, result.to_bytes(), "application/json")
+        self.store.put(self.keys.verdict, verdict.to_bytes(), "application/json")

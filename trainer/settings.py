@@ -15,13 +15,11 @@ class TrainerSettings:
     Attributes:
         s3_endpoint: URL of the S3 server; None for AWS.
         scratch: a folder for what may be lost: Ray Train's own files and cached data.
-        heartbeat_s: seconds between the driver's signs of life.
         collective_timeout_s: a collective operation that takes longer is an error.
     """
 
     s3_endpoint: str | None = None
     scratch: Path = Path(tempfile.gettempdir()) / "resforge"
-    heartbeat_s: float = 2.0
     collective_timeout_s: int = 600
 
     @classmethod

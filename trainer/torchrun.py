@@ -45,8 +45,12 @@ def main() -> None:
         nodes=dist.get_world_size() // int(os.environ["LOCAL_WORLD_SIZE"]),
     )
     store = ObjectStore(where.netloc, endpoint=settings.s3_endpoint)
-    run(store, JobPrefix(where.path.strip("/") + "/"), arguments.attempt, place, cache=settings.scratch / "data")
+    prefix = JobPrefix(where.path.strip("/") + "/")
+    run(store, prefix, arguments.attempt, place, cache=settings.scratch / "data")
     dist.destroy_process_group()
+    if rank == 0:
+        keys = prefix.attempt(arguments.attempt)
+        store.put(keys.result, store.get(keys.verdict), "application/json")
 
 
 def _nowhere(values: dict[Metric, float]) -> None:

@@ -27,12 +27,12 @@ from trainer.callbacks.control import Control
 from trainer.callbacks.evaluation import Evaluation
 from trainer.callbacks.restore import Restore
 from trainer.callbacks.telemetry import Telemetry
-from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint
+from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
 from trainer.data.loader import eval_loader, train_loader
 from trainer.data.sampler import TrainSampler, limited, steps_per_epoch
 from trainer.data.sets import ImageSet, input_normalisation, open_dataset
-from trainer.errors import TrainingFault
+from trainer.errors import OutOfMemory, TrainingFault
 from trainer.models.residual import build
 from trainer.run import Run
 from trainer.streams import Shipper
@@ -67,12 +67,12 @@ class Place:
 def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, cache: Path) -> None:
     """Train to the end of the job, or until asked to stop. Every rank calls it; all see the same attempt.
 
-    What is wrong with the job itself is written down as the attempt's result and not raised, since trying again would
+    What is wrong with the job itself is written down as the attempt's verdict and not raised, since trying again would
     not help. Everything else (a peer that died, a store that is gone) is raised, so that the workers are replaced.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises otherwise
     keys = prefix.attempt(attempt)
-    if store.find(keys.result) is not None:
+    if store.find(keys.verdict) is not None:
         logger.info("attempt %d has ended already; nothing to do", attempt)
         return
     if store.find(prefix.attempt(attempt + 1).attempt) is not None:
@@ -81,13 +81,13 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     job = JobDocument.model_validate_json(store.get(prefix.spec))
     told = AttemptDocument.model_validate_json(store.get(keys.attempt))
     try:
-        with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper:
+        with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper, _memory_named():
             _train(store, prefix, job, told, place, shipper, cache)
     except TrainingFault as fault:
         logger.error("%s: %s", fault.reason, fault)
         # Any rank may be the one that found it; of several that write, each says the same.
-        result = Result(at=datetime.now(UTC), outcome="failed", reason=fault.reason, message=str(fault))
-        store.put(keys.result, result.to_bytes(), "application/json")
+        verdict = Result(at=datetime.now(UTC), outcome="failed", reason=fault.reason, message=str(fault))
+        store.put(keys.verdict, verdict.to_bytes(), "application/json")
         if not fault.agreed:
             raise
 
@@ -134,7 +134,14 @@ def _train(
     snapshot = _resume(run)
     run.step = snapshot.step if snapshot else 0
     run.announce()
-    module = Classifier(network, normalisation.normalise, spec.optim, start_step=run.step, total_steps=run.total_steps)
+    module = Classifier(
+        network,
+        normalisation.normalise,
+        spec.optim,
+        device=place.device,
+        start_step=run.step,
+        total_steps=run.total_steps,
+    )
     sampler = TrainSampler(
         len(images), training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
         start_step=run.step, total_steps=run.total_steps,
@@ -170,6 +177,15 @@ def _train(
     if run.step < run.total_steps:
         trainer.fit(module, loader)
     run.finish()
+
+
+@contextmanager
+def _memory_named() -> Iterator[None]:
+    """Give the want of memory its own name: trying again on the same device would not help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"the device's memory does not suffice; a smaller global batch may: {error}") from error
 
 
 def _open(job: JobDocument, store: ObjectStore, cache: Path) -> tuple[ImageSet, ImageSet]:
@@ -211,6 +227,7 @@ def _resume(run: Run) -> Snapshot | None:
         chosen[0], damaged = newest_verified(run.store, run.prefix, run.told)
         for bad, why in damaged:
             run.event("CheckpointDamaged", f"the checkpoint of step {bad.manifest.step} is passed over: {why}")
+            set_aside(run.store, bad)
     if run.workers > 1:
         dist.broadcast_object_list(chosen, src=0)
     if chosen[0] is None:

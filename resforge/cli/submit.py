@@ -96,7 +96,7 @@ def _set(document: dict[str, Any], option: str) -> None:
         raise Failure(f"--set {option}: expected FIELD=VALUE, such as optim.lr=0.05", Exit.USAGE)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise Failure(f"--set {option}: the value is no YAML: {' '.join(str(error).split())}", Exit.USAGE) from error
     *parents, last = path.split(".")
     place = document

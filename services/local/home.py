@@ -109,7 +109,9 @@ class Home:
             HomeError: the path can't be written to, is somebody else's, or holds something other than a stack.
         """
         with one_line(self.path):
-            if self.path.is_dir() and not self.identity.exists() and any(self.path.iterdir()):
+            # What a first start makes before it has an identity may lie there, if it was cut short.
+            own = {self.objects, self.logs, self.work, self.path / "lock"}
+            if self.path.is_dir() and not self.identity.exists() and not own.issuperset(self.path.iterdir()):
                 raise HomeError(f"{self.path} holds other things than a stack; give --home a new or an empty folder")
             private_folder(self.path)
             for folder in (self.objects, self.logs, self.work):

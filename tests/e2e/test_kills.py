@@ -77,12 +77,16 @@ def test_a_killed_driver_is_followed_by_another_attempt(stack: EmbeddedStack, cl
     assert second.resume_from == (1,)
 
 
+def _workers(client: Client, job_id: str) -> list[int]:
+    """The process ids that the workers wrote into the job's logs."""
+    lines = [line.line.split() for line in client.logs(job_id) if " is rank " in line.line]
+    return [int(words[words.index("process") + 1]) for words in lines]
+
+
 def test_a_killed_worker_is_replaced_inside_the_attempt(stack: EmbeddedStack, client: Client, undisturbed: str) -> None:
     job = client.submit(SMALL)
     reach(client, job.id, _moment())
-    workers = [line.line.split() for line in client.logs(job.id) if " is rank " in line.line]
-    pids = [int(words[words.index("process") + 1]) for words in workers]
-    assert len(pids) == 2
+    pids = until(lambda: len(found := _workers(client, job.id)) == 2 and found, what="both workers in the logs")
     assert set(pids) <= {member.pid for member in stack.members()}
     os.kill(random.SystemRandom().choice(pids), signal.SIGKILL)
     job, (attempt,) = _ended_well(client, job.id, undisturbed)

@@ -55,7 +55,7 @@ def run_gang(
     kill: Kill | None = None,
     timeout_s: float = 120,
 ) -> Result | None:
-    """Run one attempt to its end, or until a kill brings the gang down; its result, if it left one.
+    """Run one attempt to its end, or until a kill brings the gang down; its verdict, if it left one.
 
     When one worker dies, the others are killed too, as Ray Train does.
     """
@@ -87,7 +87,7 @@ def run_gang(
         for process in processes:
             process.kill()
             process.join()
-    data = store.find(keys.result)
+    data = store.find(keys.verdict)
     return Result.model_validate_json(data) if data else None
 
 

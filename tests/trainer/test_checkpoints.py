@@ -140,7 +140,7 @@ def test_the_last_and_the_best_are_kept(s3: S3Server, accuracies: list[float | N
     for step, accuracy in enumerate(accuracies, start=1):
         write_checkpoint(store, prefix, JOB, _snapshot(step), _moment(1 + step % 2, accuracy))
     before = list_checkpoints(store, prefix, [1, 2])
-    removed = remove_old(store, prefix, [1, 2], keep)
+    removed = remove_old(store, prefix, [1, 2], keep, before[-1])
     after = list_checkpoints(store, prefix, [1, 2])
 
     assert latest(after) == latest(before)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from resforge.storage import AttemptDocument, Control, Stream, latest, list_checkpoints, read_stream
+from resforge.metrics import POINT, TrainPoint
+from resforge.storage import WEIGHTS, AttemptDocument, Control, Stream, latest, list_checkpoints, read_stream
 from tests.s3 import S3Server, start_s3
 from tests.services.local.waiting import until
 from tests.trainer.gang import Kill, run_gang, write_job
@@ -137,6 +138,41 @@ def test_a_full_disk_keeps_what_was_written_and_says_so(tmp_path: Path, cache: P
         assert (again.outcome, again.step) == ("succeeded", 300)
     finally:
         s3.stop()
+
+
+def test_what_is_reported_is_the_mean_over_all_workers_and_steps(s3: S3Server, cache: Path) -> None:
+    """Reports every seventh step say what reports of each step come to: the two runs train alike."""
+    reported: dict[int, list[TrainPoint]] = {}
+    for every in (1, 7):
+        training = {"global_batch": 32, "steps": 14, "log_every_steps": every, "seed": 7}
+        prefix = write_job(s3.store(), small_spec(2, training=training), f"means-{every}")
+        result = run_gang(s3, prefix, 1, 2, cache=cache)
+        assert result is not None
+        assert result.outcome == "succeeded"
+        lines = read_stream(s3.store(), prefix, Stream.METRICS, [1])
+        points = [POINT.validate_json(line) for _, line in lines]
+        reported[every] = [point for point in points if point.kind == "train"]
+    assert [point.step for point in reported[7]] == [7, 14]
+    for field in ("loss", "top1", "top5"):
+        single = [getattr(point, field) for point in reported[1]]
+        assert len(set(single)) > 3
+        means = [sum(single[start : start + 7]) / 7 for start in (0, 7)]
+        assert [getattr(point, field) for point in reported[7]] == pytest.approx(means, rel=1e-6)
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_those_that_follow(s3: S3Server, cache: Path) -> None:
+    store = s3.store()
+    spec = small_spec(2, checkpoint={"every_steps": 5, "every_epochs": None, "keep_last": 1})
+    prefix = write_job(store, spec, "crowded")
+    assert run_gang(s3, prefix, 1, 2, cache=cache, kill=Kill(1, 27)) is None
+    for checkpoint in list_checkpoints(store, prefix, [1]):
+        store.put(checkpoint.key + WEIGHTS, b"other bytes")
+    # Killed again before it comes to the damaged one's step: what it wrote until then is still there.
+    assert run_gang(s3, prefix, 2, 2, cache=cache, resume_from=[1], kill=Kill(1, 17)) is None
+    found, damaged = newest_verified(store, prefix, [1, 2])
+    assert damaged == []
+    assert found is not None
+    assert (found.manifest.attempt, found.manifest.step) == (2, 15)
 
 
 def test_a_superseded_attempt_does_not_begin(s3: S3Server, cache: Path) -> None:

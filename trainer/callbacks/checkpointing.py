@@ -72,7 +72,6 @@ class Checkpointing(Callback):
             if run.shipper:
                 run.shipper.flush()
             written = write_checkpoint(run.store, run.prefix, run.job, snapshot, moment)
-            remove_old(run.store, run.prefix, run.told, run.job.spec.checkpoint.keep_last)
         except StorageError as error:
             run.event("CheckpointFailed", f"no checkpoint of step {run.step}: {error}", step=run.step)
             if run.last:
@@ -89,4 +88,8 @@ class Checkpointing(Callback):
             seconds=round(seconds, 3),
             bytes=written.manifest.size,
         )
+        try:
+            remove_old(run.store, run.prefix, run.told, run.job.spec.checkpoint.keep_last, written)
+        except StorageError as error:
+            run.event("CleanUpFailed", f"old checkpoints can't be removed: {error}", step=run.step)
         run.export({metrics.CHECKPOINT_SECONDS: seconds, metrics.CHECKPOINTS: float(self.committed)})
