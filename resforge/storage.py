@@ -200,13 +200,9 @@ class Manifest(Document):
         """Bytes of all parts."""
         return sum(part.size for part in self.parts)
 
-    def _digest(self) -> str:
-        fields = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
     def sealed(self) -> "Manifest":
         """The same manifest with its digest computed."""
-        return self.model_copy(update={"digest": self._digest()})
+        return self.model_copy(update={"digest": _digest(self.to_bytes())})
 
     @classmethod
     def parse(cls, data: bytes) -> "Manifest":
@@ -219,9 +215,16 @@ class Manifest(Document):
             manifest = cls.model_validate_json(data)
         except ValidationError as error:
             raise CorruptCheckpoint(f"its manifest can't be read: {error.errors()[0]['msg']}") from error
-        if manifest.digest != manifest._digest():
+        if manifest.digest != _digest(data):
             raise CorruptCheckpoint("its manifest's bytes have changed since it was written")
         return manifest
+
+
+def _digest(manifest: bytes) -> str:
+    """SHA-256 over a manifest's fields as they stand in its JSON, known to this version or not, without the digest."""
+    fields = json.loads(manifest)
+    fields.pop("digest", None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class CorruptCheckpoint(Exception):

@@ -171,3 +171,7 @@ def test_a_manifest_guards_itself(store: ObjectStore) -> None:
     assert Manifest.parse(data) == checkpoint.manifest
     with pytest.raises(CorruptCheckpoint, match="bytes have changed"):
         Manifest.parse(data.replace(b'"top1": 0.5', b'"top1": 0.6'))
+    for at in range(len(data)):  # every single bit, of names of fields as well
+        for bit in range(8):
+            with pytest.raises(CorruptCheckpoint):
+                Manifest.parse(data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :])
