@@ -28,7 +28,7 @@ from resforge.client import Client
 from resforge.jobs import DatasetInfo
 from resforge.metrics import POINT
 from resforge.s3 import ObjectStore
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Stream, read_stream
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,9 +37,9 @@ DIGITS = DatasetInfo(name="digits", format="digits", channels=1, classes=10, ima
 BIN = Path(sys.executable).parent
 
 
-def spec(workers: int) -> JobSpec:
+def spec(workers: int) -> TrainSpec:
     """A job whose steps take no time beside its start."""
-    return JobSpec.model_validate(
+    return TrainSpec.model_validate(
         {
             "model": {"family": "cifar", "depth": 8, "width": 8},
             "data": {"dataset": "digits"},

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resforge.client import Client
-    from resforge.spec import JobSpec
+    from resforge.spec import TrainSpec
 
 __version__ = "0.1.0"
-__all__ = ["Client", "JobSpec", "__version__"]
+__all__ = ["Client", "TrainSpec", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,8 +20,8 @@ def __getattr__(name: str) -> Any:
         from resforge.client import Client
 
         return Client
-    if name == "JobSpec":
-        from resforge.spec import JobSpec
+    if name == "TrainSpec":
+        from resforge.spec import TrainSpec
 
-        return JobSpec
+        return TrainSpec
     raise AttributeError(f"module 'resforge' has no attribute {name!r}")

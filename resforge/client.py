@@ -47,7 +47,7 @@ from resforge.resources import (
     Problem,
     TrainEntry,
 )
-from resforge.spec import JobSpec
+from resforge.spec import CommonSpec, JobSpec
 from resforge.sse import messages
 from resforge.storage import MANIFEST
 
@@ -128,7 +128,7 @@ class Client:
         Raises:
             Refused: the spec is not acceptable; `errors` lists every bad field.
         """
-        document = spec.model_dump(mode="json") if isinstance(spec, JobSpec) else dict(spec)
+        document = spec.model_dump(mode="json") if isinstance(spec, CommonSpec) else dict(spec)
         key = idempotency_key or uuid.uuid4().hex
         answer = self._request("POST", "/v1/jobs", json=document, headers={"Idempotency-Key": key}, repeatable=True)
         return self._parse(Job, answer)

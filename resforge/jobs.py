@@ -58,11 +58,14 @@ class Reason(StrEnum):
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     INVALID_DATA = "InvalidData"
+    WAITS_FOR_SOURCE = "WaitsForSource"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    UNREADABLE = "Unreadable"
     CANCELLED_BY_USER = "CancelledByUser"
 
 
 # Reasons that trying again cannot cure, whatever the budget: the job's own numbers or data are wrong.
-PERMANENT = frozenset({Reason.NON_FINITE_LOSS, Reason.INVALID_DATA})
+PERMANENT = frozenset({Reason.NON_FINITE_LOSS, Reason.INVALID_DATA, Reason.SOURCE_UNAVAILABLE, Reason.UNREADABLE})
 
 # Reasons that a person's code or numbers cause; every other loss counts against the infrastructure's budget.
 USER_ERRORS = frozenset({Reason.TRAINING_ERROR, Reason.OUT_OF_MEMORY}) | PERMANENT

@@ -16,7 +16,7 @@ from resforge.spec import (
     AugmentSpec,
     CheckpointSpec,
     DataSpec,
-    JobSpec,
+    TrainSpec,
     ModelSpec,
     OptimSpec,
     ScalingSpec,
@@ -42,7 +42,7 @@ class Recipe(BaseModel):
 
     name: str
     title: str
-    spec: JobSpec
+    spec: TrainSpec
     published: Published | None = None
 
 
@@ -64,7 +64,7 @@ def _digits(name: str, model: ModelSpec) -> Recipe:
     return Recipe(
         name=name,
         title=f"{name.split('/')[1]} on scikit-learn's handwritten digits (8x8); seconds on a laptop",
-        spec=JobSpec(
+        spec=TrainSpec(
             recipe=name,
             model=model,
             data=DataSpec(dataset="digits", augment=AugmentSpec(pad=1)),
@@ -78,7 +78,7 @@ def _fashion(name: str, model: ModelSpec) -> Recipe:
     return Recipe(
         name=name,
         title=f"{name.split('/')[1]} on Fashion-MNIST (28x28), the paper's CIFAR schedule at a quarter of its length",
-        spec=JobSpec(
+        spec=TrainSpec(
             recipe=name,
             model=model,
             data=DataSpec(dataset="fashion-mnist", augment=AugmentSpec(pad=2, flip=True)),
@@ -100,7 +100,7 @@ def _cifar10(depth: int, shortcut: str) -> Recipe:
     return Recipe(
         name=name,
         title=f"{name.split('/')[1]} on CIFAR-10, the paper's schedule (section 4.2)",
-        spec=JobSpec(
+        spec=TrainSpec(
             recipe=name,
             model=_model("cifar", depth, shortcut),
             data=DataSpec(dataset="cifar10", augment=AugmentSpec(pad=4, flip=True)),
@@ -131,7 +131,7 @@ def _imagenet(depth: int, shortcut: str, name: str, error: float, table: str) ->
     return Recipe(
         name=name,
         title=f"{name.split('/')[1]} on ImageNet, the paper's schedule with steps at 30, 60 and 90 of 120 epochs",
-        spec=JobSpec(
+        spec=TrainSpec(
             recipe=name,
             model=_model("imagenet", depth, shortcut),
             data=DataSpec(dataset="imagenet", augment=AugmentSpec(flip=True, scale=(256, 480))),

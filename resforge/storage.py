@@ -9,6 +9,7 @@
                                  result.json                  the same, from the driver, as the last object of all
                                  checkpoints/<step>/...       parts, then manifest.json
                                  metrics|logs|events/<part>   streams: numbered objects of JSON lines
+                                 report/...                   pictures, then report.json (evaluate and analyse)
 
 Every key under `attempts/<n>` belongs to that attempt alone, so an attempt that was given up but still runs somewhere
 can't overwrite its successor's. A checkpoint without a manifest does not exist; `best` and `latest` are computed.
@@ -36,6 +37,7 @@ DAMAGED = "manifest.damaged.json"  # what a manifest is renamed to when its chec
 WEIGHTS = "weights.safetensors"
 INPUT = "input.safetensors"
 TRAINER_STATE = "trainer.pt"
+REPORT = "report.json"
 
 
 class Stream(StrEnum):
@@ -79,6 +81,10 @@ class AttemptPrefix:
     def checkpoint(self, step: int) -> str:
         return f"{self.checkpoints}{step:010d}/"
 
+    @property
+    def report(self) -> str:
+        return f"{self.key}report/"
+
     def stream(self, stream: Stream) -> str:
         return f"{self.key}{stream}/"
 
@@ -105,8 +111,12 @@ class JobPrefix:
     def control(self) -> str:
         return f"{self.key}control.json"
 
+    @property
+    def attempts(self) -> str:
+        return f"{self.key}attempts/"
+
     def attempt(self, number: int) -> AttemptPrefix:
-        return AttemptPrefix(f"{self.key}attempts/{number}/")
+        return AttemptPrefix(f"{self.attempts}{number}/")
 
 
 class Document(BaseModel):

@@ -157,7 +157,7 @@ def read_checkpoint(store: ObjectStore, checkpoint: StoredCheckpoint) -> Snapsho
         CorruptCheckpoint: a part is absent, or its bytes are not those that were written.
         StorageError: object storage can't be read.
     """
-    contents = {part.name: _verified(store, checkpoint, part) for part in checkpoint.manifest.parts}
+    contents = {part.name: read_part(store, checkpoint, part) for part in checkpoint.manifest.parts}
     missing = {WEIGHTS, INPUT, TRAINER_STATE} - contents.keys()
     if missing:
         raise CorruptCheckpoint(f"{checkpoint.key} has no {', '.join(sorted(missing))}")
@@ -182,7 +182,7 @@ def newest_verified(
     for checkpoint in reversed(list_checkpoints(store, prefix, attempts)):
         try:
             for part in checkpoint.manifest.parts:
-                _verified(store, checkpoint, part)
+                read_part(store, checkpoint, part)
         except CorruptCheckpoint as error:
             damaged.append((checkpoint, str(error)))
         else:
@@ -217,7 +217,12 @@ def remove_old(
     return removed
 
 
-def _verified(store: ObjectStore, checkpoint: StoredCheckpoint, part: Part) -> bytes:
+def read_part(store: ObjectStore, checkpoint: StoredCheckpoint, part: Part) -> bytes:
+    """One verified part of a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: it is absent, or its bytes are not those that were written.
+    """
     try:
         data = store.get(checkpoint.key + part.name)
     except ObjectNotFound as error:

@@ -20,6 +20,18 @@ class InvalidData(TrainingFault):
     reason = Reason.INVALID_DATA
 
 
+class SourceUnavailable(TrainingFault):
+    """A checkpoint of another job that this one needs is absent or damaged: {detail}"""
+
+    reason = Reason.SOURCE_UNAVAILABLE
+
+
+class Unreadable(TrainingFault):
+    """The reading can't be taken of this network: {detail}"""
+
+    reason = Reason.UNREADABLE
+
+
 class OutOfMemory(TrainingFault):
     """The device's memory does not suffice."""
 

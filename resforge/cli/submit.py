@@ -116,10 +116,10 @@ def check(document: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
     from resforge.recipes import UnknownRecipe, expand
-    from resforge.spec import JobSpec, field_problems
+    from resforge.spec import field_problems, parse_job
 
     try:
-        JobSpec.model_validate(expand(document))
+        parse_job(expand(document))
     except UnknownRecipe as error:
         raise Failure(str(error), Exit.USAGE) from error
     except ValidationError as error:

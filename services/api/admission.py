@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from resforge.jobs import DatasetInfo
 from resforge.recipes import UnknownRecipe, expand
-from resforge.spec import FieldProblem, JobSpec
+from resforge.spec import FieldProblem, JobSpec, TrainSpec, parse_job
 from services.api.problems import InvalidSpec, spec_problems
 from services.errors import DatasetNotFound
 from services.store.store import JobStore
@@ -27,7 +27,7 @@ def parse_spec(document: dict[str, Any]) -> JobSpec:
         InvalidSpec: with every bad field.
     """
     try:
-        return JobSpec.model_validate(expand(document))
+        return parse_job(expand(document))
     except UnknownRecipe as error:
         problem = FieldProblem(pointer="/recipe", message=str(error), given=json.dumps(document["recipe"]))
         raise InvalidSpec([problem]) from error
@@ -35,7 +35,7 @@ def parse_spec(document: dict[str, Any]) -> JobSpec:
         raise spec_problems(error) from error
 
 
-def admit(spec: JobSpec, store: JobStore) -> DatasetInfo:
+def admit(spec: TrainSpec, store: JobStore) -> DatasetInfo:
     """The dataset that the spec names, once the spec is known to fit it.
 
     Raises:
@@ -53,7 +53,7 @@ def admit(spec: JobSpec, store: JobStore) -> DatasetInfo:
     return dataset
 
 
-def fit_problems(spec: JobSpec, dataset: DatasetInfo) -> list[FieldProblem]:
+def fit_problems(spec: TrainSpec, dataset: DatasetInfo) -> list[FieldProblem]:
     """Everything about the spec that does not fit the dataset."""
     problems = []
     try:

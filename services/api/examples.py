@@ -41,7 +41,7 @@ YAML_JOBS: dict[str, dict[str, Any]] = {
 
 _SCHEMA = {
     "anyOf": [
-        {"$ref": "#/components/schemas/JobSpec"},
+        *({"$ref": f"#/components/schemas/{name}"} for name in ("TrainSpec", "EvaluateSpec", "AnalyseSpec")),
         {
             "type": "object",
             "title": "A recipe with overrides",

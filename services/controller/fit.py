@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from resforge.spec import JobSpec
+from resforge.spec import CommonSpec
 from services.launchers.base import Gang, Node
 
 _EPSILON = 1e-6  # fractions of a CPU add up with rounding errors
@@ -56,7 +56,7 @@ class _Room:
         return _Room(self.cpus - workers * gang.cpus_per_worker, self.gpus - workers * gang.gpus_per_worker)
 
 
-def gang_of(spec: JobSpec) -> Gang:
+def gang_of(spec: CommonSpec) -> Gang:
     """The workers that a job needs. Its driver needs no CPU of its own."""
     scaling = spec.scaling
     return Gang(scaling.workers, scaling.cpus_per_worker, scaling.gpus_per_worker)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, literal, select, tuple_
 
 from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState, Reason
-from resforge.spec import JobSpec
+from resforge.spec import CommonSpec
 from services.errors import (
     GenerationMismatch,
     IdempotencyConflict,
@@ -38,7 +38,7 @@ class JobStore(AccessStore, ControlStore):
     def submit(
         self,
         project: str,
-        spec: JobSpec,
+        spec: CommonSpec,
         dataset: DatasetInfo,
         *,
         idempotency_key: str | None = None,
@@ -56,7 +56,7 @@ class JobStore(AccessStore, ControlStore):
                 return answer
 
     def _submit_once(
-        self, project: str, spec: JobSpec, dataset: DatasetInfo, idempotency_key: str | None, request_hash: str
+        self, project: str, spec: CommonSpec, dataset: DatasetInfo, idempotency_key: str | None, request_hash: str
     ) -> tuple[Job, bool] | None:
         now, job_id = self._now(), f"job-{random_id()}"
         values = {

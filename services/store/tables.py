@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -60,12 +60,12 @@ class Model(TypeDecorator[BaseModel]):
     impl = JSON(none_as_null=True)
     cache_ok = True
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.adapter: TypeAdapter[Any] = TypeAdapter(model)
 
     def process_result_value(self, value: Any, _dialect: Dialect) -> BaseModel | None:
-        return None if value is None else self.model.model_validate(value)
+        return None if value is None else self.adapter.validate_python(value)
 
 
 # Names, so that a later migration can refer to a constraint on either database.

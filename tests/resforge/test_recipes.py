@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from resforge.networks import IMAGENET_BLOCKS
 from resforge.recipes import Recipe, UnknownRecipe, all_recipes, expand, get
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from tests.resforge.published import ERRORS
 
 RECIPES = list(all_recipes().values())
@@ -21,7 +21,7 @@ def by_name(recipe: Recipe) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_is_a_complete_valid_job(recipe: Recipe) -> None:
-    assert JobSpec.model_validate(recipe.spec.model_dump(mode="json")) == recipe.spec
+    assert TrainSpec.model_validate(recipe.spec.model_dump(mode="json")) == recipe.spec
     assert recipe.spec.recipe == recipe.name == next(name for name, same in all_recipes().items() if same is recipe)
     channels, classes, size = IMAGES[recipe.spec.data.dataset]
     network = recipe.spec.model.network(channels=channels, classes=classes, image_size=size)
@@ -66,8 +66,8 @@ def test_the_papers_imagenet_protocol() -> None:
 # expand
 
 
-def expanded(**document: Any) -> JobSpec:
-    return JobSpec.model_validate(expand(document))
+def expanded(**document: Any) -> TrainSpec:
+    return TrainSpec.model_validate(expand(document))
 
 
 def test_a_recipe_alone_is_the_recipe() -> None:

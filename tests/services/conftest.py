@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from resforge import recipes
 from resforge.jobs import DatasetInfo
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.store import connect, migrate
 from services.store.builtin import BUILTIN
 from services.store.store import JobStore
@@ -154,7 +154,7 @@ def project() -> str:
 
 
 @pytest.fixture(scope="session")
-def spec() -> JobSpec:
+def spec() -> TrainSpec:
     return recipes.get("digits/resnet-20").spec
 
 

@@ -19,7 +19,7 @@ from resforge import metrics
 from resforge.jobs import DatasetInfo
 from resforge.metrics import Metric
 from resforge.s3 import ObjectStore
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result
 from tests.s3 import S3Server, free_port
 
@@ -36,7 +36,7 @@ class Kill:
     step: int
 
 
-def write_job(store: ObjectStore, spec: JobSpec, job: str, dataset: DatasetInfo = DIGITS) -> JobPrefix:
+def write_job(store: ObjectStore, spec: TrainSpec, job: str, dataset: DatasetInfo = DIGITS) -> JobPrefix:
     """What the controller writes before a job's first attempt."""
     prefix = JobPrefix.of("default", job)
     document = JobDocument(job=job, project="default", spec=spec, dataset=dataset)

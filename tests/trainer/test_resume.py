@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resforge.metrics import POINT
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from resforge.storage import (
     TRAINER_STATE,
     WEIGHTS,
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.stack
 STEPS = 30
 
 
-def small_spec(workers: int, **changes: object) -> JobSpec:
+def small_spec(workers: int, **changes: object) -> TrainSpec:
     """A job of some seconds; 14 steps an epoch, so that checkpoints every 5 steps fall in the middle of epochs."""
-    return JobSpec.model_validate(
+    return TrainSpec.model_validate(
         {
             "model": {"family": "cifar", "depth": 8, "width": 8},
             "data": {"dataset": "digits", "augment": {"pad": 1}, "train_limit": 448},

@@ -1,1 +1,5 @@
-"""The networks as torch modules, built from the descriptions in resforge/networks.py."""
+"""The networks, built from their descriptions in resforge.networks."""
+
+from trainer.models.residual import build
+
+__all__ = ["build"]

@@ -20,7 +20,7 @@ from resforge.client import Client
 from resforge.jobs import Attempt, AttemptState, Job, JobState
 from resforge.metrics import EvalPoint, LogLine, TrainPoint
 from resforge.s3 import ObjectStore
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from resforge.storage import MANIFEST, WEIGHTS, JobPrefix, Manifest, Part, Stream
 from services.api.app import create_app
 from services.api.server import Server
@@ -73,7 +73,7 @@ class Api:
 
     # As the controller would
 
-    def submit(self, spec: JobSpec = SPEC, project: str = PROJECT) -> Job:
+    def submit(self, spec: TrainSpec = SPEC, project: str = PROJECT) -> Job:
         return self.store.submit(project, spec, BUILTIN[0])[0]
 
     def change(self, job: Job, change: Callable[[JobRecord], Change]) -> Job:
@@ -92,7 +92,7 @@ class Api:
         attempt = Attempt(job=job.id, number=job.attempts + 1, state=AttemptState.PENDING, created_at=AT)
         return self.change(job, lambda _: Change(job={"state": JobState.STARTING}, new_attempt=attempt))
 
-    def running(self, spec: JobSpec = SPEC) -> Job:
+    def running(self, spec: TrainSpec = SPEC) -> Job:
         return self.to(self.start(self.submit(spec)), JobState.RUNNING)
 
     def ended(self) -> Job:

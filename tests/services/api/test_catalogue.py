@@ -5,7 +5,7 @@ import pytest
 
 from resforge.jobs import DatasetInfo
 from resforge.recipes import Recipe, all_recipes
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from tests.services.api.harness import Api
 
 # He et al. 2015 (tables 1 and 6), torchvision's published weights, and counts by hand: parameters, multiply-adds in
@@ -59,7 +59,7 @@ def test_recipes(http: httpx.Client, api: Api) -> None:
     for name, recipe in all_recipes().items():
         answer = Recipe.model_validate(http.get(f"/v1/recipes/{name}").json())
         assert answer == recipe
-        assert JobSpec.model_validate(answer.spec.model_dump(mode="json")) == recipe.spec
+        assert TrainSpec.model_validate(answer.spec.model_dump(mode="json")) == recipe.spec
 
 
 def test_datasets_do_not_tell_where_they_lie(api: Api, http: httpx.Client) -> None:

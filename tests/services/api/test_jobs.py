@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from resforge.jobs import Job, JobState
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from resforge.storage import Stream
 from tests.services.api.harness import PROJECT, SPEC, Api, line
 
@@ -41,12 +41,12 @@ def test_a_whole_spec_and_yaml_are_taken(http: httpx.Client) -> None:
     as_json = http.post("/v1/jobs", json=whole)
     as_yaml = http.post("/v1/jobs", content=yaml.safe_dump(whole), headers={"Content-Type": "application/yaml"})
     assert (as_json.status_code, as_yaml.status_code) == (202, 202)
-    assert JobSpec.model_validate(as_json.json()["spec"]) == SPEC == JobSpec.model_validate(as_yaml.json()["spec"])
+    assert TrainSpec.model_validate(as_json.json()["spec"]) == SPEC == TrainSpec.model_validate(as_yaml.json()["spec"])
 
 
 def test_overrides_are_laid_over_the_recipe(http: httpx.Client) -> None:
     answer = http.post("/v1/jobs", json={**RECIPE, "training": {"steps": 7}, "scaling": {"workers": 4}})
-    spec = JobSpec.model_validate(answer.json()["spec"])
+    spec = TrainSpec.model_validate(answer.json()["spec"])
     assert (spec.training.steps, spec.training.epochs, spec.training.global_batch) == (7, None, 64)
     assert (spec.scaling.workers, spec.recipe) == (4, "digits/resnet-20")
 

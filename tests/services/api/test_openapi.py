@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml
 
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.api import examples
 from services.api.admission import parse_spec
 from tests.services.api.harness import Api
@@ -61,7 +61,7 @@ def test_references_lead_somewhere(schema: dict[str, Any]) -> None:
                 yield from references(item)
 
     found = set(references(schema))
-    assert "#/components/schemas/JobSpec" in found
+    assert "#/components/schemas/TrainSpec" in found
     for reference in found:
         assert reference.removeprefix("#/components/schemas/") in schema["components"]["schemas"], reference
     assert "HTTPValidationError" not in schema["components"]["schemas"]
@@ -73,9 +73,9 @@ def test_every_body_has_examples_and_each_is_a_job(schema: dict[str, Any], http:
     content = bodies["POST /v1/jobs"]["content"]
     assert set(content) == {"application/json", "application/yaml"}
     for example in content["application/json"]["examples"].values():
-        assert isinstance(parse_spec(example["value"]), JobSpec)
+        assert isinstance(parse_spec(example["value"]), TrainSpec)
     for example in content["application/yaml"]["examples"].values():
-        assert isinstance(parse_spec(yaml.safe_load(example["value"])), JobSpec)
+        assert isinstance(parse_spec(yaml.safe_load(example["value"])), TrainSpec)
         answer = http.post("/v1/jobs", content=example["value"], headers={"Content-Type": "application/yaml"})
         assert answer.status_code == 202
     assert content["application/json"]["examples"] == json.loads(json.dumps(examples.JOBS))

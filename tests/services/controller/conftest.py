@@ -5,7 +5,7 @@ from sqlalchemy import Engine
 
 from resforge.jobs import DatasetInfo
 from resforge.s3 import ObjectStore
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.launchers.memory import MemoryLauncher
 from services.store.store import JobStore
 from tests.s3 import S3Server, start_s3
@@ -33,7 +33,7 @@ def stage(
     connected: Callable[[str], Engine],
     objects: ObjectStore,
     project: str,
-    spec: JobSpec,
+    spec: TrainSpec,
     digits: DatasetInfo,
 ) -> Iterator[Stage]:
     """A real SQLite and a real S3, with a launcher in memory."""
@@ -46,7 +46,7 @@ def stage(
 
 @pytest.fixture
 def each_stage(
-    store: JobStore, objects: ObjectStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, objects: ObjectStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> Iterator[Stage]:
     """The same on each kind of database."""
     stage = Stage(store, objects, MemoryLauncher(), project, spec, digits)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from resforge.jobs import DatasetInfo, Reason
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.controller.leadership import LEASE
 from services.store import connect
 from services.store.store import JobStore
@@ -48,7 +48,7 @@ def controller(database_url: str, s3: S3Server, ray_dashboard: str, log: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(
-    sqlite_url: str, project: str, spec: JobSpec, digits: DatasetInfo, s3_server: S3Server, tmp_path: Path,
+    sqlite_url: str, project: str, spec: TrainSpec, digits: DatasetInfo, s3_server: S3Server, tmp_path: Path,
     number: signal.Signals,
 ) -> None:  # fmt: skip
     engine = connect(sqlite_url)

@@ -16,7 +16,7 @@ from resforge.jobs import (
     Reason,
 )
 from resforge.metrics import EvalPoint, Progress
-from resforge.spec import JobSpec, RetrySpec
+from resforge.spec import TrainSpec, RetrySpec
 from resforge.storage import Heartbeat, Result
 from services.controller.decide import Policy
 from services.store.records import AttemptRecord, Change, JobRecord
@@ -32,7 +32,7 @@ def after(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def spec(*, errors: int = 0, infrastructure: int = 8) -> JobSpec:
+def spec(*, errors: int = 0, infrastructure: int = 8) -> TrainSpec:
     return SPEC.model_copy(update={"retry": RetrySpec(errors=errors, infrastructure=infrastructure)})
 
 
@@ -44,7 +44,7 @@ def record(
     cancel: bool = False,
     reason: Reason | None = None,
     message: str = "",
-    spec: JobSpec = SPEC,
+    spec: TrainSpec = SPEC,
     errors: int = 0,
     lost: int = 0,
     **remembered: Any,

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from resforge.jobs import TERMINAL, DatasetInfo, Job, JobState, Reason
-from resforge.spec import JobSpec, ScalingSpec
+from resforge.spec import TrainSpec, ScalingSpec
 from services.controller.loop import Controller
 from services.launchers.ray_jobs import RayJobs
 from services.settings import Settings
@@ -71,7 +71,7 @@ def controller(ray: RayCluster, s3: S3Server, store: JobStore, tmp_path: Path) -
 
 
 def test_jobs_on_a_real_cluster(
-    controller: Controller, store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    controller: Controller, store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     def submit(workers: int) -> Job:
         asked = spec.model_copy(update={"scaling": ScalingSpec(workers=workers)})

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from resforge.jobs import Attempt, AttemptState, DatasetInfo, Job, JobState
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.store.records import Change, JobRecord, Lease
 from services.store.store import JobStore
 
@@ -57,7 +57,7 @@ class Harness:
     store: JobStore
     lease: Lease
     project: str
-    spec: JobSpec
+    spec: TrainSpec
     dataset: DatasetInfo
 
     def submit(self, **labels: str) -> JobRecord:
@@ -75,7 +75,7 @@ class Harness:
 
 
 @pytest.fixture
-def harness(store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo) -> Harness:
+def harness(store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo) -> Harness:
     lease = store.acquire_lease("controller", "one", 600)
     assert lease is not None
     return Harness(store, lease, project, spec, digits)

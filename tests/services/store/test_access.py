@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from resforge.jobs import DatasetInfo
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.errors import DatasetNotFound, KeyNotFound, ProjectExists, ProjectNotFound, Unauthenticated
 from services.store import migrate
 from services.store.builtin import BUILTIN
@@ -91,7 +91,7 @@ def test_a_dataset_is_found_as_it_was_registered(store: JobStore) -> None:
 
 
 def test_registering_again_replaces_the_dataset_but_not_what_jobs_hold(
-    store: JobStore, project: str, spec: JobSpec
+    store: JobStore, project: str, spec: TrainSpec
 ) -> None:
     store.register_dataset(FOLDER)
     store.submit(project, spec, store.dataset("cats"))

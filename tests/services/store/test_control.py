@@ -20,7 +20,7 @@ from resforge.jobs import (
     Reason,
 )
 from resforge.metrics import EvalPoint, Progress
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.errors import Fenced, IllegalTransition, Stale
 from services.store.records import Change, JobRecord, Lease, NewEvent
 from services.store.store import JobStore
@@ -343,7 +343,7 @@ def test_an_event_of_one_source_is_kept_once_in_each_job(harness: Harness) -> No
 
 
 def test_who_lost_the_lease_changes_nothing(
-    clocked: JobStore, clock: Clock, project: str, spec: JobSpec, digits: DatasetInfo
+    clocked: JobStore, clock: Clock, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     clocked.submit(project, spec, digits)
     old = lease_of(clocked, "one")
@@ -376,7 +376,7 @@ def test_a_lease_that_was_never_given_is_fenced(harness: Harness) -> None:
 
 @pytest.mark.postgres
 def test_a_take_over_waits_for_a_change_under_way(
-    postgres_url: str, connected: Callable[[str], Engine], project: str, spec: JobSpec, digits: DatasetInfo
+    postgres_url: str, connected: Callable[[str], Engine], project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     """Between an old holder's look at its lease and its commit, nobody else may become the holder."""
     engine = connected(postgres_url)
@@ -414,7 +414,7 @@ def test_controllers_that_contend_never_write_under_an_older_epoch(
     database_url: str,
     connected: Callable[[str], Engine],
     project: str,
-    spec: JobSpec,
+    spec: TrainSpec,
     digits: DatasetInfo,
 ) -> None:
     store = JobStore(connected(database_url))

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, insert, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from resforge.jobs import DatasetInfo
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.errors import InvalidDatabaseUrl, StoreUnavailable
 from services.store import connect
 from services.store.engine import transaction
@@ -116,7 +116,7 @@ def test_a_writer_does_not_wait_for_readers(harness: Harness, engine: Engine) ->
 
 @pytest.mark.stack  # many processes: too slow for the quick part
 def test_processes_share_a_database(
-    store: JobStore, project: str, database_url: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, database_url: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     environment = os.environ | {"DATABASE_URL": database_url}
     processes = [

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resforge.jobs import DatasetInfo, JobState, Reason
-from resforge.spec import JobSpec
+from resforge.spec import TrainSpec
 from services.errors import (
     GenerationMismatch,
     IdempotencyConflict,
@@ -23,7 +23,9 @@ from services.store.store import JobStore
 from tests.services.store.conftest import Clock, Harness, in_threads
 
 
-def test_a_submitted_job_is_read_back_whole(store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo) -> None:
+def test_a_submitted_job_is_read_back_whole(
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
+) -> None:
     wanted = spec.model_copy(update={"name": "first", "labels": {"team": "vision"}})
     before = datetime.now(UTC)
     job, created = store.submit(project, wanted, digits)
@@ -38,7 +40,7 @@ def test_a_submitted_job_is_read_back_whole(store: JobStore, project: str, spec:
 
 
 def test_an_attempts_name_is_a_dns_label_with_room_for_suffixes(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     ids = {store.submit(project, spec, digits)[0].id for _ in range(5)}
     assert len(ids) == 5
@@ -47,13 +49,13 @@ def test_an_attempts_name_is_a_dns_label_with_room_for_suffixes(
         assert len(f"{job_id}-9999") <= 47
 
 
-def test_a_project_that_is_not_there_gets_no_job(store: JobStore, spec: JobSpec, digits: DatasetInfo) -> None:
+def test_a_project_that_is_not_there_gets_no_job(store: JobStore, spec: TrainSpec, digits: DatasetInfo) -> None:
     with pytest.raises(ProjectNotFound, match="nowhere"):
         store.submit("nowhere", spec, digits)
 
 
 def test_the_same_submission_gives_the_first_job_again(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     first, created = store.submit(project, spec, digits, idempotency_key="k", request_hash="a")
     again, created_again = store.submit(project, spec, digits, idempotency_key="k", request_hash="a")
@@ -63,7 +65,7 @@ def test_the_same_submission_gives_the_first_job_again(
 
 
 def test_a_key_used_with_another_body_is_a_conflict(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     first, _ = store.submit(project, spec, digits, idempotency_key="k", request_hash="a")
     with pytest.raises(IdempotencyConflict, match=first.id):
@@ -72,7 +74,7 @@ def test_a_key_used_with_another_body_is_a_conflict(
 
 
 def test_keys_of_two_projects_and_jobs_without_a_key_never_meet(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     store.create_project("other")
     submitted = [
@@ -86,7 +88,7 @@ def test_keys_of_two_projects_and_jobs_without_a_key_never_meet(
 
 
 def test_identical_submissions_at_the_same_time_make_one_job(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     answers = in_threads(lambda _: store.submit(project, spec, digits, idempotency_key="k", request_hash="a"), 8)
     jobs = [answer[0].id for answer in answers if isinstance(answer, tuple)]
@@ -97,7 +99,7 @@ def test_identical_submissions_at_the_same_time_make_one_job(
 
 
 def test_different_bodies_at_the_same_time_make_one_job_and_conflicts(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     answers = in_threads(
         lambda number: store.submit(project, spec, digits, idempotency_key="k", request_hash=str(number)), 8
@@ -108,7 +110,7 @@ def test_different_bodies_at_the_same_time_make_one_job_and_conflicts(
 
 
 def test_submissions_at_the_same_time_all_arrive(
-    store: JobStore, project: str, spec: JobSpec, digits: DatasetInfo
+    store: JobStore, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     answers = in_threads(lambda _: store.submit(project, spec, digits)[0].id, 8)
     listed, _ = store.jobs(project)
@@ -119,7 +121,7 @@ def test_submissions_at_the_same_time_all_arrive(
 @settings(max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(gaps=st.lists(st.sampled_from([0, 0.000001, 1]), max_size=9), limit=st.integers(1, 11))
 def test_paging_gives_every_job_once_newest_first(
-    clocked: JobStore, clock: Clock, spec: JobSpec, digits: DatasetInfo, gaps: list[float], limit: int
+    clocked: JobStore, clock: Clock, spec: TrainSpec, digits: DatasetInfo, gaps: list[float], limit: int
 ) -> None:
     # A project of its own for each example; equal times are likely, so the id has to tell jobs apart.
     project = f"paging-{datetime.now(UTC).timestamp()}"
@@ -283,7 +285,7 @@ def test_a_live_job_can_not_be_deleted(harness: Harness, state: JobState) -> Non
 
 
 def test_a_key_is_free_again_once_its_job_was_deleted(
-    harness: Harness, project: str, spec: JobSpec, digits: DatasetInfo
+    harness: Harness, project: str, spec: TrainSpec, digits: DatasetInfo
 ) -> None:
     store = harness.store
     first, _ = store.submit(project, spec, digits, idempotency_key="k", request_hash="a")

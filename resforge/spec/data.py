@@ -1,0 +1,41 @@
+"""Which images, and how one becomes an input."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from resforge.spec.base import Name, Part
+
+
+class AugmentSpec(Part):
+    """What happens to a training image. The paper's CIFAR setting is `{pad: 4, flip: true}` (section 4.2)."""
+
+    pad: int = Field(default=0, ge=0, le=64, description="Pixels of zero padding before a random crop of the old size.")
+    flip: bool = Field(default=False, description="Mirror half of the images, left to right.")
+    scale: tuple[int, int] | None = Field(
+        default=None,
+        description="Draw the shorter side, in pixels, from this range before the crop (the paper's [256, 480]).",
+    )
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        if self.scale and not 1 <= self.scale[0] <= self.scale[1]:
+            raise PydanticCustomError(
+                "scale", "the range must be [least, most] with 1 <= least <= most", {"field": "scale"}
+            )
+        return self
+
+
+class DataSpec(Part):
+    """Which registered dataset to read and how an image becomes an input."""
+
+    dataset: Name = Field(description="The name of a dataset that the operator has registered; never a path.")
+    augment: AugmentSpec = Field(default_factory=AugmentSpec)
+    mean: Literal["pixel", "channel"] = Field(
+        default="pixel",
+        description="Subtract the training set's mean image (the paper) or its mean per channel.",
+    )
+    train_limit: int | None = Field(
+        default=None, ge=1, description="Train on this many images, drawn by the seed. Left out: all."
+    )

@@ -1,0 +1,280 @@
+"""The kinds of job: train a network, evaluate checkpoints, read a trained network. `kind` tells them apart."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from resforge.spec.base import LabelKey, LabelValue, Name, Part
+from resforge.spec.data import DataSpec
+from resforge.spec.model import ModelSpec
+from resforge.spec.readings import Reading
+from resforge.spec.training import (
+    CheckpointSpec,
+    OptimSpec,
+    RegularisationSpec,
+    RetrySpec,
+    ScalingSpec,
+    TrainingSpec,
+)
+
+JobId = Annotated[str, StringConstraints(pattern=r"^job-[a-z2-7]{12}$")]
+
+
+class CheckpointRef(Part):
+    """A checkpoint of another job of the same project.
+
+    `best` and `latest` wait until that job has ended, and want it to have succeeded. A step names a checkpoint that
+    is there already.
+    """
+
+    job: JobId = Field(description="The job that left it.")
+    which: Literal["best", "latest"] | Annotated[int, Field(ge=0)] = Field(
+        default="best", description="best, latest, or the number of a step."
+    )
+
+    @field_validator("which", mode="before")
+    @classmethod
+    def _known(cls, which: Any) -> Any:
+        known = which in ("best", "latest") if isinstance(which, str) else isinstance(which, int) and which >= 0
+        if not known or isinstance(which, bool):
+            raise PydanticCustomError("which", "expected best, latest, or the number of a step")
+        return which
+
+    @property
+    def ends_first(self) -> bool:
+        """Whether the job must have succeeded before the checkpoint is known."""
+        return isinstance(self.which, str)
+
+    def __str__(self) -> str:
+        return f"{self.job}:{self.which}"
+
+
+class InitSpec(Part):
+    """Begin with the weights of a trained network instead of random ones."""
+
+    checkpoint: CheckpointRef
+    take: Literal["all", "backbone", "grow"] = Field(
+        default="all",
+        description="all: every weight, for the same network. backbone: all but the classifier, for other classes. "
+        "grow: every weight of a shallower network; the blocks that it lacks begin as identities "
+        "(He et al. 2015, section 1).",
+    )
+    freeze: bool = Field(
+        default=False, description="Train the classifier alone: the backbone's weights and statistics stay as they are."
+    )
+
+
+class CommonSpec(Part):
+    """What jobs of every kind have."""
+
+    kind: Literal["train", "evaluate", "analyse"]
+    name: Name | None = None
+    recipe: str | None = Field(default=None, description="The recipe that this spec came from, for the record.")
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
+    scaling: ScalingSpec = Field(default_factory=ScalingSpec)
+    retry: RetrySpec = Field(default_factory=RetrySpec)
+
+    @property
+    def sources(self) -> tuple[CheckpointRef, ...]:
+        """The checkpoints of other jobs that this one needs."""
+        return ()
+
+    @property
+    def subject(self) -> str:
+        """What the job works on, in a word or two, for tables."""
+        raise NotImplementedError
+
+
+class TrainSpec(CommonSpec):
+    """A training job, whole."""
+
+    kind: Literal["train"] = "train"
+    model: ModelSpec
+    data: DataSpec
+    init: InitSpec | None = Field(default=None, description="Left out: random weights, drawn by the seed.")
+    optim: OptimSpec = Field(default_factory=OptimSpec)
+    regularisation: RegularisationSpec = Field(default_factory=RegularisationSpec)
+    training: TrainingSpec
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+
+    @property
+    def sources(self) -> tuple[CheckpointRef, ...]:
+        return () if self.init is None else (self.init.checkpoint,)
+
+    @property
+    def subject(self) -> str:
+        return self.model.name
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        batch, workers = self.training.global_batch, self.scaling.workers
+        if batch % workers:
+            near = sorted({max(1, batch // workers) * workers, (batch // workers + 1) * workers})
+            raise PydanticCustomError(
+                "global_batch",
+                "a global batch of {batch} does not divide over {workers} workers; the nearest that do: {near}",
+                {
+                    "batch": batch,
+                    "workers": workers,
+                    "near": ", ".join(map(str, near)),
+                    "field": "training.global_batch",
+                },
+            )
+        return self
+
+
+class EvalDataSpec(Part):
+    """Which images a trained network is shown."""
+
+    dataset: Name | None = Field(default=None, description="Left out: the data set that the network was trained on.")
+    split: Literal["test", "train", "validation"] = Field(
+        default="test", description="validation: the images that the training held back (`data.validation`)."
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="At most so many images, spread evenly over the split. Left out: all."
+    )
+
+
+class ProtocolSpec(Part):
+    """How an image becomes one or several views, whose class probabilities are averaged."""
+
+    views: Literal["centre", "ten-crop", "multi-scale"] = Field(
+        default="centre",
+        description="centre: one centred crop. ten-crop: four corners and the centre, and their mirror images. "
+        "multi-scale: the whole image at each of `scales` and mirrored, by a fully convolutional pass "
+        "(He et al. 2015, section 3.4).",
+    )
+    scales: tuple[int, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Shorter sides in pixels, for multi-scale. Left out: 224, 256, 384, 480 and 640, or in proportion "
+        "to the network's input where that is not 224.",
+    )
+    recompute_batch_norm: int = Field(
+        default=0,
+        ge=0,
+        description="Before evaluating, take batch norm's statistics anew from so many training images.",
+    )
+
+    @model_validator(mode="after")
+    def _scales_for_multi_scale(self) -> Self:
+        if self.scales and self.views != "multi-scale":
+            raise PydanticCustomError("scales", "scales go with views: multi-scale", {"field": "scales"})
+        if any(scale < 8 for scale in self.scales):
+            raise PydanticCustomError("scales", "a shorter side has 8 pixels or more", {"field": "scales"})
+        return self
+
+
+class EvaluateSpec(CommonSpec):
+    """Evaluate a checkpoint, or an ensemble of several, under a protocol. It runs as one process."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    checkpoints: tuple[CheckpointRef, ...] = Field(
+        min_length=1, max_length=32, description="One, or the members of an ensemble, whose probabilities are averaged."
+    )
+    data: EvalDataSpec = Field(default_factory=EvalDataSpec)
+    protocol: ProtocolSpec = Field(default_factory=ProtocolSpec)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU."
+    )
+    batch: int = Field(default=256, ge=1, le=1_000_000, description="Images at a time.")
+
+    @property
+    def sources(self) -> tuple[CheckpointRef, ...]:
+        return self.checkpoints
+
+    @property
+    def subject(self) -> str:
+        what = str(self.checkpoints[0]) if len(self.checkpoints) == 1 else f"{len(self.checkpoints)} checkpoints"
+        return f"{self.protocol.views} of {what}"
+
+    @field_validator("scaling")
+    @classmethod
+    def _one_process(cls, scaling: ScalingSpec) -> ScalingSpec:
+        if scaling.workers != 1:
+            raise PydanticCustomError(
+                "workers", "an evaluation is one process; workers must be 1", {"field": "workers"}
+            )
+        return scaling
+
+
+class AnalyseSpec(CommonSpec):
+    """Read a trained network. It runs as one process; a loss landscape may be spread over several workers."""
+
+    kind: Literal["analyse"] = "analyse"
+    checkpoint: CheckpointRef
+    reading: Reading
+    data: EvalDataSpec = Field(default_factory=EvalDataSpec)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of whatever the reading draws.")
+
+    @property
+    def sources(self) -> tuple[CheckpointRef, ...]:
+        return (self.checkpoint,)
+
+    @property
+    def subject(self) -> str:
+        return f"{self.reading.name} of {self.checkpoint}"
+
+    @model_validator(mode="after")
+    def _spread(self) -> Self:
+        if self.scaling.workers > 1 and self.reading.name != "landscape":
+            raise PydanticCustomError(
+                "workers",
+                "only a landscape is spread over several workers; the reading {reading} takes 1",
+                {"reading": self.reading.name, "field": "scaling.workers"},
+            )
+        return self
+
+
+SPECS: Mapping[str, type[TrainSpec | EvaluateSpec | AnalyseSpec]] = {
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+    "analyse": AnalyseSpec,
+}
+
+
+def _kind(document: Any) -> Any:
+    """A document's kind; train where it has none."""
+    return document.get("kind", "train") if isinstance(document, dict) else getattr(document, "kind", "train")
+
+
+JobSpec = Annotated[
+    Annotated[TrainSpec, Tag("train")]
+    | Annotated[EvaluateSpec, Tag("evaluate")]
+    | Annotated[AnalyseSpec, Tag("analyse")],
+    Discriminator(_kind),
+]
+JOB_SPEC: TypeAdapter[TrainSpec | EvaluateSpec | AnalyseSpec] = TypeAdapter(JobSpec)
+
+
+def parse_job(document: Any) -> TrainSpec | EvaluateSpec | AnalyseSpec:
+    """A document as the spec that its `kind` says; train where it says nothing.
+
+    Raises:
+        pydantic.ValidationError: it is none; its locations begin at the document's own fields.
+    """
+    kind = _kind(document)
+    model = SPECS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise ValidationError.from_exception_data(
+            TrainSpec.__name__,
+            [
+                {
+                    "type": PydanticCustomError("kind", f"expected one of {', '.join(SPECS)}"),  # type: ignore[arg-type]
+                    "loc": ("kind",),
+                    "input": kind,
+                }
+            ],
+        )
+    return model.model_validate(document)

@@ -1,0 +1,107 @@
+"""How to train: the optimiser, its schedule, the length and the batches, checkpoints and the gang."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from resforge.spec.base import Part
+
+
+class ScheduleSpec(Part):
+    """The learning rate over the steps: a constant warm-up, then division at milestones, or a cosine."""
+
+    kind: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = Field(
+        default=(0.5, 0.75),
+        description="Fractions of the whole run at which the rate is multiplied by gamma. "
+        "The paper's 32k and 48k of 64k iterations are 0.5 and 0.75.",
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_lr: float | None = Field(
+        default=None, gt=0, description="The constant rate of the warm-up. Left out: a linear ramp from 0."
+    )
+
+    @model_validator(mode="after")
+    def _milestones_in_order(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < m < 1 for m in self.milestones):
+            raise PydanticCustomError(
+                "milestones",
+                "milestones must be rising fractions of the run, each above 0 and below 1",
+                {"field": "milestones"},
+            )
+        return self
+
+
+class OptimSpec(Part):
+    """SGD with momentum, as in the paper (section 3.4)."""
+
+    lr: float = Field(default=0.1, gt=0, le=1000)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0, description="Clip the gradient's global 2-norm to this.")
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0", {"field": "nesterov"})
+        return self
+
+
+class TrainingSpec(Part):
+    """How long to train and on what batches. Exactly one of `epochs` and `steps` is given."""
+
+    global_batch: int = Field(ge=1, le=1_000_000, description="Images in one step, over all workers.")
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="Optimiser steps (the paper's iterations).")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU."
+    )
+    log_every_steps: int = Field(default=10, ge=1)
+    evaluate_every_epochs: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise PydanticCustomError(
+                "length", "give exactly one of epochs and steps", {"field": "epochs" if self.epochs else "steps"}
+            )
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+
+class RegularisationSpec(Part):
+    """What keeps a network from fitting its training images too closely; all of it off, as in the paper."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Szegedy et al. 2016, section 7.")
+
+
+class ScalingSpec(Part):
+    """The gang of workers: all of them start together or none does."""
+
+    workers: int = Field(default=1, ge=1, le=4096)
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=1024)
+    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="DDP workers use one GPU each, or none.")
+
+
+class CheckpointSpec(Part):
+    """When to write a checkpoint and which to keep. The last step always has one; the best is always kept."""
+
+    every_epochs: int | None = Field(default=1, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep_last: int = Field(default=3, ge=1, le=1000)
+
+
+class RetrySpec(Part):
+    """How often to try again. A loss of infrastructure and a user's error have budgets of their own."""
+
+    worker_restarts: int = Field(default=8, ge=0, le=1000, description="Dead workers replaced inside an attempt.")
+    infrastructure: int = Field(default=8, ge=0, le=1000, description="New attempts after a driver or head was lost.")
+    errors: int = Field(default=0, ge=0, le=100, description="New attempts after the training itself failed.")

@@ -1,0 +1,1 @@
+"""Readings of a trained network: each module measures one thing and draws it."""
