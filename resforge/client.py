@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from resforge.connection import Connection, connection, home_directory
-from resforge.downloads import fetch
+from resforge.downloads import fetch, fetch_parts
 from resforge.errors import (
     ApiError,
     Conflict,
@@ -42,6 +42,7 @@ from resforge.resources import (
     CheckpointDownload,
     Deleted,
     EvalEntry,
+    JobReport,
     LogEntry,
     ModelInfo,
     Problem,
@@ -49,7 +50,7 @@ from resforge.resources import (
 )
 from resforge.spec import CommonSpec, JobSpec
 from resforge.sse import messages
-from resforge.storage import MANIFEST
+from resforge.storage import MANIFEST, REPORT
 
 if TYPE_CHECKING:
     import httpx
@@ -252,6 +253,30 @@ class Client:
         # Last, as in storage: a checkpoint without its manifest is not whole.
         (target / MANIFEST).write_bytes(download.manifest.to_bytes())
         return download
+
+    # Reports
+
+    def report(self, job_id: str) -> JobReport:
+        """What an evaluation or a reading has found.
+
+        Raises:
+            NotFound: the job has left no report.
+        """
+        return self._get(JobReport, f"/v1/jobs/{job_id}/report")
+
+    def download_report(self, job_id: str, directory: Path | str) -> JobReport:
+        """Fetch a report's pictures and its report.json into a directory, each verified before it gets its name.
+
+        Raises:
+            CorruptDownload: a picture is not what the report says.
+            DownloadFailed: object storage does not answer, or refuses.
+        """
+        found = self.report(job_id)
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        fetch_parts(found.report.pictures, found.pictures, target)
+        (target / REPORT).write_bytes(found.report.to_bytes())
+        return found
 
     # What there is to train
 

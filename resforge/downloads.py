@@ -1,9 +1,10 @@
-"""Fetching a checkpoint's files by presigned URLs, each verified before it gets its name."""
+"""Fetching files by presigned URLs, each verified before it gets its name."""
 
 import hashlib
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ PAUSES = (0.5, 1.0, 2.0)
 
 
 def fetch(download: CheckpointDownload, directory: Path) -> None:
-    """Fetch every part into `directory`.
+    """Fetch every part of a checkpoint into `directory`.
 
     Raises:
         CorruptDownload: a file, or the manifest itself, is not what was written.
@@ -26,8 +27,18 @@ def fetch(download: CheckpointDownload, directory: Path) -> None:
         manifest = Manifest.parse(download.manifest.to_bytes())
     except CorruptCheckpoint as error:
         raise CorruptDownload(MANIFEST, str(error)) from error
-    addresses = {part.name: part for part in download.parts}
-    for part in manifest.parts:
+    fetch_parts(manifest.parts, download.parts, directory)
+
+
+def fetch_parts(wanted: Sequence[Part], found: Sequence[DownloadPart], directory: Path) -> None:
+    """Fetch files whose sizes and digests are known, from where the API says that they are.
+
+    Raises:
+        CorruptDownload: a file is not what was written, or there is no address for it.
+        DownloadFailed: object storage does not answer, or refuses.
+    """
+    addresses = {part.name: part for part in found}
+    for part in wanted:
         name = PurePosixPath(part.name)
         if name.is_absolute() or ".." in name.parts or not name.parts:
             raise CorruptDownload(part.name, "its name leads out of the directory")

@@ -154,6 +154,7 @@ class Job(Resource):
     reason: Reason | None = None
     message: str = ""
     spec: JobSpec
+    dataset: str = Field(default="", description="The data set that it works on.")
     labels: dict[str, str] = Field(default_factory=dict)
     generation: int = Field(default=1, description="Moves when a person changes the job; for If-Match.")
     attempts: int = Field(default=0, description="Attempts made so far.")

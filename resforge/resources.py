@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from resforge.jobs import Resource
 from resforge.metrics import EvalPoint, LogLine, TrainPoint
+from resforge.reports import Report
 from resforge.spec import FieldProblem
 from resforge.storage import Manifest, Part
 
@@ -97,6 +98,13 @@ class CheckpointDownload(Resource):
     checkpoint: Checkpoint
     manifest: Manifest
     parts: tuple[DownloadPart, ...]
+
+
+class JobReport(Resource):
+    """What an evaluation or a reading has found, and where its pictures are to be had."""
+
+    report: Report
+    pictures: tuple[DownloadPart, ...]
 
 
 class ModelInput(Resource):

@@ -33,6 +33,10 @@ class CheckpointNotFound(ServiceError):
     """The job has no such checkpoint."""
 
 
+class ReportNotFound(ServiceError):
+    """The job has left no report."""
+
+
 class JobNotTerminal(ServiceError):
     """The job has not ended, and only ended jobs can be deleted."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from resforge.s3 import ObjectStore, StorageError
-from resforge.storage import CorruptCheckpoint, Heartbeat, JobPrefix
+from resforge.storage import CorruptCheckpoint, Heartbeat, JobDocument, JobPrefix
 from trainer.errors import TrainingFault
 from trainer.settings import TrainerSettings
 
@@ -65,11 +65,18 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        from trainer.driver import drive  # takes seconds: the sign of life comes first
-
         result = None
         try:
-            result = drive(store, prefix, attempt, settings)
+            # Imported here, since either takes seconds, and the sign of life comes first.
+            job = JobDocument.model_validate_json(store.get(prefix.spec))
+            if job.spec.kind == "train":
+                from trainer.driver import drive
+
+                result = drive(store, prefix, attempt, settings)
+            else:
+                from trainer.tasks import perform
+
+                result = perform(store, prefix, job, attempt, settings, shipper)
         except Exception:
             logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
         logging.shutdown()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resforge.cli import catalog, checkpoints, demo, jobs, stack, submit, watch
+from resforge.cli import catalog, checkpoints, demo, jobs, reports, stack, submit, watch
 from resforge.cli.exits import HELP
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def resforge(
 _THE_STACK = "The embedded stack"
 _JOBS = "Jobs"
 _RESULTS = "What a job leaves"
+_READINGS = "Looking into a trained network"
 _CATALOG = "What there is to train"
 
 for panel, commands in {
@@ -62,6 +63,7 @@ for panel, commands in {
         jobs.delete,
     ),
     _RESULTS: (checkpoints.checkpoints, checkpoints.pull, checkpoints.plot),
+    _READINGS: (reports.evaluate, reports.analyse, reports.report),
     _CATALOG: (catalog.recipes, catalog.models, catalog.datasets),
 }.items():
     for function in commands:

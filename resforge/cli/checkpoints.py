@@ -77,5 +77,5 @@ def plot(
     with client(context) as connected:
         job = connected.job(job_id)
         points = connected.metrics(job_id)
-    draw(points, output, title=f"{job.spec.model.name} on {job.spec.data.dataset}")
+    draw(points, output, title=f"{job.spec.subject} on {job.dataset}")
     typer.echo(f"drawn to {output}")

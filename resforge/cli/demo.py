@@ -222,7 +222,7 @@ def _draw(client: "Client", job: "Job", path: Path) -> float:
     from resforge.cli.plot import draw
 
     points = client.metrics(job.id)
-    draw(points, path, title=f"{job.spec.model.name} on {job.spec.data.dataset}")
+    draw(points, path, title=f"{job.spec.subject} on {job.dataset}")
     return statistics.median(point.images_per_second for point in points if point.kind == "train")
 
 
@@ -246,7 +246,7 @@ def _summary(
     lines = [
         "",
         f"Test accuracy  {percent(correct / images)}: {correct} of {images} held-out digits, as the job reported",
-        f"Training       {job.spec.model.name}, {WORKERS} workers, {speed:,.0f} images/s, {duration(trained)}",
+        f"Training       {job.spec.subject}, {WORKERS} workers, {speed:,.0f} images/s, {duration(trained)}",
         f"Checkpoint     step {checkpoint.step}, {size(checkpoint.size)}, SHA-256 verified, in "
         f"{os.path.relpath(results / 'checkpoint')}",
         *(f"               {part.name}" for part in checkpoint.parts),

@@ -19,7 +19,7 @@ from resforge.cli.output import (
     print_line,
     print_table,
 )
-from resforge.cli.watch import figures, where
+from resforge.cli.watch import accuracy, figures, where
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,14 +55,15 @@ def jobs(
         print_json(found)
         return
     print_table(
-        ("job", "name", "state", "model", "data", "step", "best", "created"),
+        ("job", "name", "state", "kind", "subject", "data", "step", "top-1", "created"),
         (
             (
                 job.id,
                 job.name or "",
                 where(job),
-                job.spec.model.name,
-                job.spec.data.dataset,
+                job.spec.kind,
+                job.spec.subject,
+                job.dataset,
                 f"{job.progress.step}/{job.progress.total_steps}" if job.progress else "-",
                 percent(job.result.top1 if job.result else job.progress.test_top1 if job.progress else None),
                 ago(job.created_at),
@@ -90,15 +91,16 @@ def _facts(job: "Job") -> "Iterable[tuple[str, str]]":
     yield "state", where(job)
     if job.message:
         yield "message", job.message
-    yield "model", spec.model.name
-    yield "data", spec.data.dataset
+    yield "kind", spec.kind
+    yield {"train": "model"}.get(spec.kind, "subject"), spec.subject
+    yield "data", job.dataset
     yield "recipe", spec.recipe or "-"
     yield "workers", str(spec.scaling.workers)
     yield "labels", ", ".join(f"{key}={value}" for key, value in job.labels.items()) or "-"
     yield "attempts", str(job.attempts)
     yield "progress", figures(job) if job.progress else "-"
     if job.result is not None:
-        yield "best", f"test accuracy {percent(job.result.top1)} at step {job.result.step}"
+        yield "best" if spec.kind == "train" else "result", accuracy(job.result)
     yield "created", clock(job.created_at)
     yield "started", clock(job.started_at)
     yield "finished", clock(job.finished_at)

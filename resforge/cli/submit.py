@@ -29,7 +29,7 @@ def submit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a training job: a recipe, a file, or both, with single fields laid over them."""
+    """Submit a job: a recipe, a file, or both, with single fields laid over them."""
     document = build(recipe=recipe, file=file, settings=settings or [], workers=workers, name=name, labels=label or [])
     check(document)
     with client(context) as connected:
@@ -71,9 +71,9 @@ def build(
     if recipe is not None:
         document["recipe"] = recipe
     for option in settings:
-        _set(document, option)
+        lay_over(document, option)
     if workers is not None:
-        _set(document, f"scaling.workers={workers}")
+        lay_over(document, f"scaling.workers={workers}")
     if name is not None:
         document["name"] = name
     for option in labels:
@@ -87,7 +87,7 @@ def build(
     return document
 
 
-def _set(document: dict[str, Any], option: str) -> None:
+def lay_over(document: dict[str, Any], option: str) -> None:
     """Lay `a.b=value` over a document, making mappings on the way."""
     import yaml
 

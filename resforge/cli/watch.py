@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from resforge.client import Client
     from resforge.jobs import Job
+    from resforge.metrics import EvalPoint
 
 # A log file should not get a line for every step.
 _LINE_EVERY_S = 5.0
@@ -113,6 +114,8 @@ def figures(job: "Job") -> str:
     progress = job.progress
     if progress is None:
         return job.message
+    if job.spec.kind != "train":
+        return f"{progress.step}/{progress.total_steps}"
     parts = [
         f"epoch {min(progress.epoch + 1, progress.total_epochs):g}/{progress.total_epochs:g}",
         f"step {progress.step}/{progress.total_steps}",
@@ -127,13 +130,18 @@ def figures(job: "Job") -> str:
     return "  ".join(parts)
 
 
+def accuracy(point: "EvalPoint") -> str:
+    """Such as `test accuracy 98.06 % at step 352`."""
+    return f"{point.split} accuracy {percent(point.top1)} at step {point.step}"
+
+
 def ending(job: "Job") -> str:
     """How a job ended, in a line or two."""
     text = f"job {job.id} {where(job)}"
     if job.started_at and job.finished_at:
         text += f" after {duration((job.finished_at - job.started_at).total_seconds())}"
     if job.result is not None:
-        text += f"; best test accuracy {percent(job.result.top1)} at step {job.result.step}"
+        text += f"; {'best ' if job.spec.kind == 'train' else ''}{accuracy(job.result)}"
     if job.message:
         text += f"\n{job.message}"
     return text

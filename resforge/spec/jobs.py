@@ -271,7 +271,7 @@ def parse_job(document: Any) -> TrainSpec | EvaluateSpec | AnalyseSpec:
             TrainSpec.__name__,
             [
                 {
-                    "type": PydanticCustomError("kind", f"expected one of {', '.join(SPECS)}"),  # type: ignore[arg-type]
+                    "type": PydanticCustomError("kind", f"expected one of {', '.join(SPECS)}"),
                     "loc": ("kind",),
                     "input": kind,
                 }

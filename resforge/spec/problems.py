@@ -67,10 +67,15 @@ def _message(root: type[BaseModel], kind: str, message: str, path: list[str]) ->
         return f"expected a mapping whose name is one of {', '.join(READINGS)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"expected {_fields_of(_model(root, path))}"
-    if kind == "string_pattern_mismatch":
-        letters = "letters" if path[:1] == ["labels"] else "lower-case letters"
-        return f"expected 1 to 63 {letters}, digits and inner - . _ / characters"
-    return message
+    return _of_form(path) if kind == "string_pattern_mismatch" else message
+
+
+def _of_form(path: list[str]) -> str:
+    """What a text of a fixed form looks like."""
+    if path[-1:] == ["job"]:
+        return "expected a job's id, such as job-abcdefgh2345"
+    letters = "letters" if path[:1] == ["labels"] else "lower-case letters"
+    return f"expected 1 to 63 {letters}, digits and inner - . _ / characters"
 
 
 def _fields_of(model: type[BaseModel]) -> str:

@@ -1,18 +1,24 @@
-"""From a posted document to a JobSpec and its dataset: what the spec says itself, and what only the operator knows."""
+"""From a posted document to a JobSpec and its dataset: what the spec says itself, and what only the operator knows or
+the project's other jobs tell."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from resforge.jobs import DatasetInfo
+from resforge.jobs import TERMINAL, DatasetInfo, JobState
 from resforge.recipes import UnknownRecipe, expand
-from resforge.spec import FieldProblem, JobSpec, TrainSpec, parse_job
+from resforge.spec import AnalyseSpec, CheckpointRef, EvaluateSpec, FieldProblem, TrainSpec, parse_job
+from services.api.checkpoints import stored
+from services.api.context import Services
 from services.api.problems import InvalidSpec, spec_problems
-from services.errors import DatasetNotFound
+from services.errors import DatasetNotFound, JobNotFound
 from services.store.store import JobStore
+
+AnySpec = TrainSpec | EvaluateSpec | AnalyseSpec
 
 
 def request_hash(document: Mapping[str, Any]) -> str:
@@ -20,7 +26,7 @@ def request_hash(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def parse_spec(document: dict[str, Any]) -> JobSpec:
+def parse_spec(document: dict[str, Any]) -> AnySpec:
     """A whole spec, or a recipe's name with overrides, as a JobSpec.
 
     Raises:
@@ -35,37 +41,186 @@ def parse_spec(document: dict[str, Any]) -> JobSpec:
         raise spec_problems(error) from error
 
 
-def admit(spec: TrainSpec, store: JobStore) -> DatasetInfo:
-    """The dataset that the spec names, once the spec is known to fit it.
+@dataclass(frozen=True)
+class Trained:
+    """A training job whose checkpoint another job names: what it trains, on what, and how far it has come."""
+
+    spec: TrainSpec
+    dataset: DatasetInfo
+    state: JobState
+
+
+class Look(Protocol):
+    """Finds the job that a reference names."""
+
+    def __call__(self, reference: CheckpointRef) -> Trained:
+        """Raises NotASource with what is wrong."""
+        ...
+
+
+class NotASource(Exception):
+    """The reference names no checkpoint that can be had. The message says why."""
+
+
+def sources_in(services: Services, project: str, siblings: Mapping[str, Trained] | None = None) -> Look:
+    """Look for sources among a project's jobs, and among those that are submitted together with this one."""
+
+    def look(reference: CheckpointRef) -> Trained:
+        if siblings and reference.job in siblings:
+            return siblings[reference.job]
+        try:
+            job, dataset = services.store.source(project, reference.job)
+        except JobNotFound as error:
+            raise NotASource(str(error)) from error
+        if not isinstance(job.spec, TrainSpec):
+            raise NotASource(f"job {job.id} is of the kind {job.spec.kind}, and only training leaves checkpoints")
+        if not reference.ends_first:
+            steps = {item.manifest.step for item in stored(services.objects, job)}
+            if reference.which not in steps:
+                known = ", ".join(map(str, sorted(steps)[-20:])) or "none"
+                raise NotASource(
+                    f"job {job.id} has no checkpoint of step {reference.which}; there are those of {known}"
+                )
+        elif job.state in TERMINAL and job.state is not JobState.SUCCEEDED:
+            raise NotASource(
+                f"job {job.id} is {job.state}, so its {reference.which} checkpoint is of no finished training; "
+                "name one by its step"
+            )
+        return Trained(job.spec, dataset, job.state)
+
+    return look
+
+
+def admit(spec: AnySpec, store: JobStore, look: Look) -> DatasetInfo:
+    """The data set that a job works on, once the spec is known to fit it and the jobs that it builds upon.
 
     Raises:
-        InvalidSpec: the dataset is not registered, or the network or the batch does not fit it.
+        InvalidSpec: the data set is not registered, a source is none, or something does not fit; with every bad field.
     """
-    try:
-        dataset = store.dataset(spec.data.dataset)
-    except DatasetNotFound as error:
-        names = ", ".join(item.name for item in store.datasets()) or "none"
-        message = f"no dataset of that name is registered; registered are: {names}"
-        raise InvalidSpec([_problem("/data/dataset", message, spec.data.dataset)]) from error
-    problems = fit_problems(spec, dataset)
-    if problems:
-        raise InvalidSpec(problems)
+    found: list[FieldProblem] = []
+    trained = [_source(pointer, reference, look, found) for pointer, reference in _references(spec)]
+    dataset = _dataset(spec, trained, store, found)
+    if found or dataset is None:
+        raise InvalidSpec(found)
+    if isinstance(spec, TrainSpec):
+        found += fit_problems(spec, dataset)
+        if spec.init is not None and trained[0] is not None:
+            found += init_problems(spec, dataset, trained[0])
+    else:
+        found += shown_problems(spec, dataset, [item for item in trained if item is not None])
+    if found:
+        raise InvalidSpec(found)
     return dataset
 
 
+def _references(spec: AnySpec) -> list[tuple[str, CheckpointRef]]:
+    """Every checkpoint that a spec names, with the pointer to it."""
+    if isinstance(spec, EvaluateSpec):
+        return [(f"/checkpoints/{index}", item) for index, item in enumerate(spec.checkpoints)]
+    if isinstance(spec, AnalyseSpec):
+        return [("/checkpoint", spec.checkpoint)]
+    return [] if spec.init is None else [("/init/checkpoint", spec.init.checkpoint)]
+
+
+def _source(pointer: str, reference: CheckpointRef, look: Look, found: list[FieldProblem]) -> Trained | None:
+    try:
+        return look(reference)
+    except NotASource as error:
+        field = "job" if reference.ends_first else "which"
+        found.append(_problem(f"{pointer}/{field}", str(error), getattr(reference, field)))
+        return None
+
+
+def _dataset(
+    spec: AnySpec, trained: Sequence[Trained | None], store: JobStore, found: list[FieldProblem]
+) -> DatasetInfo | None:
+    """The data set that is named, or that of the first source."""
+    name = spec.data.dataset
+    if name is None:
+        return trained[0].dataset if trained[0] is not None else None
+    try:
+        return store.dataset(name)
+    except DatasetNotFound:
+        names = ", ".join(item.name for item in store.datasets()) or "none"
+        message = f"no dataset of that name is registered; registered are: {names}"
+        found.append(_problem("/data/dataset", message, name))
+        return None
+
+
 def fit_problems(spec: TrainSpec, dataset: DatasetInfo) -> list[FieldProblem]:
-    """Everything about the spec that does not fit the dataset."""
+    """Everything about a training that does not fit its data set."""
     problems = []
     try:
-        spec.model.network(channels=dataset.channels, classes=dataset.classes, image_size=dataset.image_size)
+        size = spec.data.image_size(dataset.image_size)
+    except ValueError as error:
+        return [_problem("/data/downscale", str(error), spec.data.downscale)]
+    try:
+        spec.model.network(channels=dataset.channels, classes=dataset.classes, image_size=size)
     except ValueError as error:
         message = f"{spec.model.name} does not fit the dataset {dataset.name}: {error}"
         problems.append(_problem("/model", message, spec.model.name))
-    sizes = [size for size in (dataset.train_images, spec.data.train_limit) if size is not None]
+    known = dataset.train_images
+    left = None if known is None else known - spec.data.validation
+    if left is not None and left < 1:
+        message = f"nothing is left to train on; the training set has {known:,} images"
+        return [*problems, _problem("/data/validation", message, spec.data.validation)]
+    sizes = [size for size in (left, spec.data.train_limit) if size is not None]
     batch = spec.training.global_batch
     if sizes and batch > min(sizes):
         message = f"a batch can't be larger than the training set, which has {min(sizes):,} images"
         problems.append(_problem("/training/global_batch", message, batch))
+    return problems
+
+
+def init_problems(spec: TrainSpec, dataset: DatasetInfo, source: Trained) -> list[FieldProblem]:
+    """Everything about the weights to begin with that does not fit the network to train."""
+    assert spec.init is not None
+    mine, theirs = spec.model, source.spec.model
+    problems = []
+    if source.dataset.channels != dataset.channels:
+        message = (
+            f"job {spec.init.checkpoint.job} was trained on images of {source.dataset.channels} channel(s), and "
+            f"{dataset.name} has {dataset.channels}"
+        )
+        problems.append(_problem("/init/checkpoint/job", message, spec.init.checkpoint.job))
+    if spec.init.take != "backbone" and source.dataset.classes != dataset.classes:
+        message = (
+            f"the classifier was trained for {source.dataset.classes} classes, and {dataset.name} has "
+            f"{dataset.classes}; take: backbone leaves it behind"
+        )
+        problems.append(_problem("/init/take", message, spec.init.take))
+    if spec.init.take == "grow":
+        if theirs.depth >= mine.depth or theirs != mine.model_copy(update={"depth": theirs.depth}):
+            message = f"{theirs.name} does not grow into {mine.name}: the networks may differ in a larger depth alone"
+            problems.append(_problem("/init/take", message, spec.init.take))
+    elif theirs != mine:
+        message = f"the weights are those of {theirs.name}, and this network is {mine.name}"
+        problems.append(_problem("/init/take", message, spec.init.take))
+    return problems
+
+
+def shown_problems(
+    spec: EvaluateSpec | AnalyseSpec, dataset: DatasetInfo, sources: Sequence[Trained]
+) -> list[FieldProblem]:
+    """Every network that can't be shown this data set's images."""
+    problems = []
+    for (pointer, reference), source in zip(_references(spec), sources, strict=True):
+        theirs = source.dataset
+        if (theirs.channels, theirs.classes) != (dataset.channels, dataset.classes):
+            message = (
+                f"job {reference.job} was trained for images of {theirs.channels} channel(s) and {theirs.classes} "
+                f"classes, and {dataset.name} has {dataset.channels} and {dataset.classes}"
+            )
+            problems.append(_problem(f"{pointer}/job", message, reference.job))
+        if theirs.image_size != dataset.image_size:
+            message = (
+                f"job {reference.job} was trained on images of {theirs.image_size} pixels, and those of "
+                f"{dataset.name} have {dataset.image_size}"
+            )
+            problems.append(_problem(f"{pointer}/job", message, reference.job))
+        if spec.data.split == "validation" and not source.spec.data.validation:
+            message = f"job {reference.job} held no images back (its data.validation is 0)"
+            problems.append(_problem("/data/split", message, spec.data.split))
     return problems
 
 

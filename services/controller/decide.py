@@ -49,6 +49,8 @@ class Observed:
         events: what the trainer reported since the record's cursor.
         events_cursor: the cursor behind those events; None if there are none.
         fit: whether the gang fits, for a job that waits; None if the launcher did not answer.
+        sources_pending: which jobs have not ended whose checkpoints this one waits for; empty if none.
+        sources_broken: what is wrong with a source that will never be what is wanted; empty if nothing.
         watched_since: since when this controller has looked after the attempt without a gap, storage answering each
             time. Silence before that proves nothing: storage may have been away, or the controller.
     """
@@ -62,6 +64,8 @@ class Observed:
     events: tuple[NewEvent, ...] = ()
     events_cursor: str | None = None
     fit: FitAnswer | None = None
+    sources_pending: str = ""
+    sources_broken: str = ""
     watched_since: datetime | None = None
 
 
@@ -122,12 +126,23 @@ def decide(record: JobRecord, observed: Observed, now: datetime, policy: Policy)
 
 
 def _wait(record: JobRecord, observed: Observed, now: datetime) -> Action:
-    job, fit = record.job, observed.fit
+    job = record.job
     if job.cancel_requested:
         message = "Cancelled before it started." if job.state is JobState.QUEUED else "Cancelled between two attempts."
         return Apply(Change(job=ended(JobState.CANCELLED, now, Reason.CANCELLED_BY_USER, message)))
-    if observed.storage_error:
-        return Apply(condition(record, Reason.STORAGE_UNAVAILABLE, observed.storage_error))
+    if observed.sources_broken:
+        return Apply(Change(job=ended(JobState.FAILED, now, Reason.SOURCE_UNAVAILABLE, observed.sources_broken)))
+    for reason, message in (
+        (Reason.WAITS_FOR_SOURCE, observed.sources_pending),
+        (Reason.STORAGE_UNAVAILABLE, observed.storage_error),
+    ):
+        if message:
+            return Apply(condition(record, reason, message))
+    return _by_room(record, observed, now)
+
+
+def _by_room(record: JobRecord, observed: Observed, now: datetime) -> Action:
+    fit = observed.fit
     if fit is None:
         return Apply(condition(record, Reason.LAUNCHER_UNAVAILABLE, observed.launcher_error))
     match fit.verdict:

@@ -57,9 +57,15 @@ class _Room:
 
 
 def gang_of(spec: CommonSpec) -> Gang:
-    """The workers that a job needs. Its driver needs no CPU of its own."""
+    """What a job needs: its workers, or a single process, which is then its driver."""
     scaling = spec.scaling
     return Gang(scaling.workers, scaling.cpus_per_worker, scaling.gpus_per_worker)
+
+
+def driver_needs(spec: CommonSpec) -> tuple[float, int]:
+    """CPUs and GPUs of the driver itself: those of a job that is one process, and none where it has workers."""
+    alone = spec.kind != "train" and spec.scaling.workers == 1
+    return (spec.scaling.cpus_per_worker, spec.scaling.gpus_per_worker) if alone else (0.0, 0)
 
 
 def admit(nodes: Sequence[Node], live: Sequence[Gang], waiting: Sequence[Waiting]) -> dict[str, FitAnswer]:

@@ -34,10 +34,11 @@ from services.controller.decide import (
     Submit,
     decide,
 )
-from services.controller.fit import FitAnswer, Waiting, admit, gang_of
+from services.controller.fit import FitAnswer, Waiting, admit, driver_needs, gang_of
 from services.controller.leadership import Leadership
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
+from services.controller.sources import Sources, sources_of
 from services.errors import Fenced, Stale, StoreUnavailable
 from services.launchers.base import Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest
 from services.launchers.ray_jobs import RayJobs
@@ -190,6 +191,9 @@ class Controller:
         waiting = [record.job for record in records if record.job.state in WAITING]
         if not waiting:
             return {}
+        wanted = {source.job for job in waiting for source in job.spec.sources}
+        states = self._store.states(wanted) if wanted else {}
+        sources = {job.id: sources_of(job.spec, states) for job in waiting}
         nodes, launcher_error = look.nodes()
         answers: dict[str, FitAnswer] = {}
         if nodes is not None:
@@ -200,10 +204,24 @@ class Controller:
                 if attempt.state not in ATTEMPT_TERMINAL
             ]
             answers = admit(
-                nodes, taken, [Waiting(job.id, gang_of(job.spec)) for job in waiting if not job.cancel_requested]
+                nodes,
+                taken,
+                [
+                    Waiting(job.id, gang_of(job.spec))
+                    for job in waiting
+                    if not job.cancel_requested and sources[job.id] == Sources()
+                ],
             )
         seen = Observed(launcher_error=launcher_error, storage_error=look.storage())
-        return {job.id: replace(seen, fit=answers.get(job.id)) for job in waiting}
+        return {
+            job.id: replace(
+                seen,
+                fit=answers.get(job.id),
+                sources_pending=sources[job.id].pending,
+                sources_broken=sources[job.id].broken,
+            )
+            for job in waiting
+        }
 
     def _handle(self, record: JobRecord, observed: Observed) -> None:
         """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease."""
@@ -255,7 +273,7 @@ class Controller:
         # A controller that slept since it decided must not start what its successor may have given up.
         self._leadership.confirm()
         uri = self._objects.uri(prefix.key.rstrip("/"))
-        self._launcher.submit(LaunchRequest(attempt.external_name, uri, attempt.number))
+        self._launcher.submit(LaunchRequest(attempt.external_name, uri, attempt.number, *driver_needs(job.spec)))
 
     def _put(self, key: str, document: Document) -> None:
         self._objects.put(key, document.to_bytes(), "application/json")

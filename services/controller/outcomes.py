@@ -13,6 +13,7 @@ CONDITION = "JobConditionChanged"  # the event's type when a job's reason change
 # Reasons that describe the world around a job and go away by themselves.
 _PASSING = frozenset(
     {Reason.LAUNCHER_UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, Reason.NO_CAPACITY, Reason.UNSCHEDULABLE}
+    | {Reason.WAITS_FOR_SOURCE}
 )
 
 

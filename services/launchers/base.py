@@ -9,12 +9,15 @@ class LaunchRequest:
     """An attempt to start. Nothing secret is in it: Ray shows what it is given.
 
     `name` is the attempt's external name, the same on every try. `prefix_uri` (s3://bucket/project/job) and `attempt`
-    are the driver's two arguments.
+    are the driver's two arguments. `cpus` and `gpus` are for the driver's own work: none where it has workers, who
+    ask for theirs.
     """
 
     name: str
     prefix_uri: str
     attempt: int
+    cpus: float = 0.0
+    gpus: int = 0
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ class RayJobs(Launcher):
             "entrypoint": f"{self._trainer_command} {arguments}",
             "submission_id": request.name,
             "metadata": {"job": request.name.rpartition("-")[0], "attempt": str(request.attempt)},
-            "entrypoint_num_cpus": 0,
+            "entrypoint_num_cpus": request.cpus,
+            "entrypoint_num_gpus": request.gpus,
             "runtime_env": {},
         }
         try:

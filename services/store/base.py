@@ -88,6 +88,7 @@ def job_of(row: JobRow) -> Job:
             "reason": row.reason,
             "message": row.message,
             "spec": row.spec,
+            "dataset": row.dataset.name,
             "labels": row.spec.labels,
             "generation": row.generation,
             "attempts": row.attempts,

@@ -1,6 +1,6 @@
 """The controller's side of the store: leases with fencing, and changes by compare-and-set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -74,6 +74,12 @@ class ControlStore(StoreBase):
         query = _records().where(JobRow.state.in_(LIVE)).order_by(JobRow.created_at, JobRow.id)
         with self._read() as session:
             return [_record_of(job, attempt) for job, attempt in session.execute(query)]
+
+    def states(self, jobs: Collection[str]) -> dict[str, JobState]:
+        """The states of those of these jobs that exist."""
+        with self._read() as session:
+            found = session.execute(select(JobRow.id, JobRow.state).where(JobRow.id.in_(jobs)))
+            return {job: JobState(state) for job, state in found}
 
     def apply(self, lease: Lease, record: JobRecord, change: Change) -> JobRecord:
         """Write one decision whole or not at all, and give back the job as it then is.

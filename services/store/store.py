@@ -204,6 +204,16 @@ class JobStore(AccessStore, ControlStore):
             found = {state: count for state, count in session.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
+    def source(self, project: str, job_id: str) -> tuple[Job, DatasetInfo]:
+        """A job and the data set that it was submitted with.
+
+        Raises:
+            JobNotFound: the project has no such job.
+        """
+        with self._read() as session:
+            row = find_job(session, project, job_id)
+            return job_of(row), row.dataset
+
     def last_tick(self) -> datetime | None:
         """When a controller last finished a look at all live jobs; None if none ever did."""
         with self._read() as session:

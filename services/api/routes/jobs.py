@@ -9,7 +9,7 @@ from resforge.jobs import TERMINAL, Attempt, Job, JobState
 from resforge.resources import Deleted, Page
 from resforge.storage import JobPrefix
 from services.api import examples
-from services.api.admission import admit, parse_spec, request_hash
+from services.api.admission import admit, parse_spec, request_hash, sources_in
 from services.api.context import Document, Project, Svc
 from services.api.problems import InvalidHeader, InvalidParameters
 from services.errors import GenerationMismatch, JobNotTerminal, ProjectNotFound
@@ -41,7 +41,7 @@ def submit_job(
     The job is QUEUED at first. A repeated Idempotency-Key answers with the same job and `Idempotent-Replayed: true`.
     """
     spec = parse_spec(document)
-    dataset = admit(spec, services.store)
+    dataset = admit(spec, services.store, sources_in(services, project))
     job, created = services.store.submit(
         project, spec, dataset, idempotency_key=idempotency_key, request_hash=request_hash(document)
     )

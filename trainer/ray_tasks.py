@@ -1,0 +1,43 @@
+"""Spreading a function over Ray tasks, each with the processors that the job asks for."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from resforge.spec import ScalingSpec
+from trainer.analysis.subject import Spread
+
+
+@contextmanager
+def over_ray(scaling: ScalingSpec) -> Iterator[Spread]:
+    """A Spread over the Ray cluster at hand, with at most as many tasks at a time as the job has workers.
+
+    A task whose worker dies is done again by Ray, three times at most.
+    """
+    ray.init(logging_level="warning")
+    remote = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)(_apply)
+    threads = max(1, int(scaling.cpus_per_worker))
+
+    def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        waiting: deque[Any] = deque()
+        for item in items:
+            if len(waiting) >= scaling.workers:
+                yield ray.get(waiting.popleft())
+            waiting.append(remote.remote(function, item, threads))
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+    try:
+        yield spread
+    finally:
+        ray.shutdown()
+
+
+def _apply(function: Callable[[Any], Any], item: Any, threads: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    return function(item)
