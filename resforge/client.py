@@ -46,11 +46,14 @@ from resforge.resources import (
     LogEntry,
     ModelInfo,
     Problem,
+    StudyInfo,
     TrainEntry,
 )
 from resforge.spec import CommonSpec, JobSpec
 from resforge.sse import messages
 from resforge.storage import MANIFEST, REPORT
+from resforge.studies.catalog import StudySpec
+from resforge.studies.report import StudyReport
 
 if TYPE_CHECKING:
     import httpx
@@ -277,6 +280,51 @@ class Client:
         fetch_parts(found.report.pictures, found.pictures, target)
         (target / REPORT).write_bytes(found.report.to_bytes())
         return found
+
+    # Studies
+
+    def submit_study(self, spec: StudySpec | Mapping[str, Any], *, idempotency_key: str | None = None) -> StudyInfo:
+        """Post a study, which becomes all its jobs at once.
+
+        Raises:
+            Refused: the study, or a job of it, is not acceptable; `errors` lists every bad field.
+        """
+        document = spec.model_dump(mode="json") if isinstance(spec, StudySpec) else dict(spec)
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        answer = self._request("POST", "/v1/studies", json=document, headers=headers, repeatable=True)
+        return self._parse(StudyInfo, answer)
+
+    def study(self, study_id: str) -> StudyInfo:
+        return self._get(StudyInfo, f"/v1/studies/{study_id}")
+
+    def studies(self) -> list[StudyInfo]:
+        """The project's studies, newest first."""
+        return list(self._pages(StudyInfo, "/v1/studies", {"limit": 200}))
+
+    def cancel_study(self, study_id: str) -> StudyInfo:
+        """Ask for the end of every job of a study."""
+        return self._parse(StudyInfo, self._request("POST", f"/v1/studies/{study_id}/cancel"))
+
+    def wait_study(self, study_id: str, timeout_s: float | None = None, *, every_s: float = 1.0) -> StudyInfo:
+        """The study once all its jobs have ended.
+
+        Raises:
+            WaitTimeout: they have not within `timeout_s` seconds.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (found := self._patiently(lambda: self.study(study_id))).ended:
+            if deadline is not None and time.monotonic() + every_s > deadline:
+                raise WaitTimeout(f"study {study_id} is {found.state} still after {timeout_s:g} s")
+            time.sleep(every_s)
+        return found
+
+    def study_report(self, study_id: str) -> StudyReport:
+        """The study's figures, made anew from what its jobs have left."""
+        return self._get(StudyReport, f"/v1/studies/{study_id}/report")
+
+    def study_page(self, study_id: str) -> str:
+        """The study's report as one page of HTML."""
+        return self._request("GET", f"/v1/studies/{study_id}/report.html", repeatable=True).text
 
     # What there is to train
 

@@ -49,13 +49,13 @@ class TrainPoint(Record):
 
 
 class EvalPoint(Record):
-    """One evaluation: every held-out image exactly once, a single centred view."""
+    """One evaluation: every image of a split exactly once."""
 
     kind: Literal["eval"] = "eval"
     attempt: int
     step: int
     epoch: int
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "validation", "test"] = "test"
     loss: float | None
     top1: float
     top5: float

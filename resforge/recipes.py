@@ -16,12 +16,12 @@ from resforge.spec import (
     AugmentSpec,
     CheckpointSpec,
     DataSpec,
-    TrainSpec,
     ModelSpec,
     OptimSpec,
     ScalingSpec,
     ScheduleSpec,
     TrainingSpec,
+    TrainSpec,
 )
 
 

@@ -5,11 +5,13 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from resforge.jobs import Resource
-from resforge.metrics import EvalPoint, LogLine, TrainPoint
+from resforge.jobs import TERMINAL, JobState, Resource
+from resforge.metrics import EvalPoint, LogLine, Progress, TrainPoint
 from resforge.reports import Report
 from resforge.spec import FieldProblem
 from resforge.storage import Manifest, Part
+from resforge.studies.catalog import StudySpec
+from resforge.studies.report import StudyMember
 
 T = TypeVar("T")
 
@@ -105,6 +107,31 @@ class JobReport(Resource):
 
     report: Report
     pictures: tuple[DownloadPart, ...]
+
+
+class StudyMemberInfo(StudyMember):
+    """A job of a study, and where it is. A job that was deleted has no state."""
+
+    state: JobState | None
+    progress: Progress | None = None
+    message: str = ""
+
+
+class StudyInfo(Resource):
+    """A study, as a person sees it. Its state follows from its jobs'."""
+
+    id: str
+    project: str
+    spec: StudySpec
+    state: JobState
+    counts: dict[str, int] = Field(description="How many of its jobs are in each state.")
+    members: tuple[StudyMemberInfo, ...]
+    created_at: datetime
+
+    @property
+    def ended(self) -> bool:
+        """Whether none of its jobs goes on."""
+        return self.state in TERMINAL
 
 
 class ModelInput(Resource):

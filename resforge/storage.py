@@ -1,5 +1,6 @@
 """What lies where in object storage: the one source of every key, and the documents under a job's prefix.
 
+    <project>/studies/<study>/study.json                      what a study consists of
     <project>/<job>/spec.json                                 what to train, and on what data
                     control.json                              what the control plane wants: run or stop
                     attempts/<n>/attempt.json                 which attempts this one may resume from
@@ -119,6 +120,11 @@ class JobPrefix:
         return AttemptPrefix(f"{self.attempts}{number}/")
 
 
+def study_key(project: str, study: str) -> str:
+    """The key of a study's document, which says what it consists of."""
+    return f"{project}/studies/{study}/study.json"
+
+
 class Document(BaseModel):
     """A JSON object of ours in storage; unknown fields are let through, so old and new versions can meet."""
 
@@ -198,7 +204,8 @@ class Manifest(Document):
     model: ModelSpec
     channels: int
     classes: int
-    image_size: int
+    image_size: int = Field(description="Side of the network's input, in pixels.")
+    downscale: int = Field(default=1, description="The data set's images were average-pooled by this factor.")
     dataset: str
     dataset_format: str
     evaluation: EvalPoint | None = None

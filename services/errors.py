@@ -33,6 +33,10 @@ class CheckpointNotFound(ServiceError):
     """The job has no such checkpoint."""
 
 
+class StudyNotFound(ServiceError):
+    """There is no such study in this project."""
+
+
 class ReportNotFound(ServiceError):
     """The job has left no report."""
 

@@ -5,7 +5,7 @@ pass. Sums stay on the device, and `callbacks/telemetry.py` reads them every few
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -27,6 +27,8 @@ class Classifier(pl.LightningModule):
         device: where the network is.
         start_step: optimiser steps done before this process began.
         total_steps: of the whole job, by which the learning rate is laid out.
+        label_smoothing: the share of each label that is spread over all classes.
+        frozen: batch norm keeps its statistics; parameters without a gradient are the network's own choice.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Classifier(pl.LightningModule):
         device: torch.device,
         start_step: int,
         total_steps: int,
+        label_smoothing: float = 0.0,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -45,6 +49,8 @@ class Classifier(pl.LightningModule):
         self.optim = optim
         self.step = start_step
         self.total_steps = total_steps
+        self.label_smoothing = label_smoothing
+        self.frozen = frozen
         self.last_lr = self.lr
         # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone. Not a buffer:
         # DDP overwrites every rank's buffers with rank 0's before each forward pass.
@@ -55,10 +61,16 @@ class Classifier(pl.LightningModule):
         """The learning rate of the step to come."""
         return learning_rate(self.optim, self.step, self.total_steps)
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self.network(self.normalise(images))
-        loss = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             self.sums += _sums(loss, logits, labels)
         return loss
@@ -77,7 +89,7 @@ class Classifier(pl.LightningModule):
         self.step += 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.optim, self.network.parameters())
+        return build_optimizer(self.optim, (p for p in self.network.parameters() if p.requires_grad))
 
 
 def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

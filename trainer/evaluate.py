@@ -22,7 +22,7 @@ from trainer.data.loader import eval_loader
 from trainer.data.sets import open_dataset
 from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
-from trainer.models.residual import build
+from trainer.sources import network_of
 
 # Data that come with the trainer, so that a checkpoint of theirs is evaluated without being told where they lie.
 BUILT_IN = ("digits", "synthetic")
@@ -49,7 +49,7 @@ class EvalTotals:
         loss_sum, *counts = sums.tolist()
         return cls(loss_sum, *map(int, counts))
 
-    def point(self, *, attempt: int, step: int, epoch: int) -> EvalPoint:
+    def point(self, *, attempt: int, step: int, epoch: int, split: str = "test") -> EvalPoint:
         """The means over all images, as they are reported. A loss that is not finite is left out."""
         images = max(self.images, 1)
         return EvalPoint(
@@ -57,6 +57,7 @@ class EvalTotals:
             attempt=attempt,
             step=step,
             epoch=epoch,
+            split=split,  # type: ignore[arg-type]
             loss=self.loss_sum / images if math.isfinite(self.loss_sum) else None,
             top1=self.correct1 / images,
             top5=self.correct5 / images,
@@ -119,11 +120,8 @@ def load_network(directory: Path) -> tuple[nn.Module, Manifest, Normalisation]:
         CorruptCheckpoint: the folder lacks a file, or one is not what was written.
     """
     manifest, parts = _read(directory)
-    network = build(
-        manifest.model.network(channels=manifest.channels, classes=manifest.classes, image_size=manifest.image_size)
-    )
-    network.load_state_dict(load_tensors(parts[WEIGHTS]))
-    return network.eval(), manifest, Normalisation.from_state(load_tensors(parts[INPUT]))
+    network = network_of(manifest, parts[WEIGHTS])
+    return network, manifest, Normalisation.from_state(load_tensors(parts[INPUT]))
 
 
 def _read(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
@@ -178,6 +176,8 @@ def evaluate_checkpoint(
     """
     network, manifest, normalisation = load_network(directory)
     images = open_dataset(_described(manifest, location), "test", store_factory=store_factory, cache_dir=cache_dir)
+    if manifest.downscale > 1:
+        images = images.downscaled(manifest.downscale)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = eval_loader(images, batch=batch, pin_memory=device.type == "cuda")
     totals = evaluate(network.to(device), loader, normalisation.to(device).normalise, device, precision=precision)
@@ -199,7 +199,9 @@ def _described(manifest: Manifest, location: str | None) -> DatasetInfo:
             "location": location,
             "channels": manifest.channels,
             "classes": manifest.classes,
-            "image_size": manifest.image_size,
-            "test_images": manifest.evaluation.images if built_in and manifest.evaluation else None,
+            "image_size": manifest.image_size * manifest.downscale,
+            "test_images": manifest.evaluation.images
+            if built_in and manifest.evaluation and manifest.evaluation.split == "test"
+            else None,
         }
     )

@@ -189,7 +189,7 @@ def _work(
 def _evaluate(
     spec: EvaluateSpec, about: _About, attempt: int, images_of: Callable[[str, int | None], ImageSet], pace: Pace
 ) -> _Found:
-    from trainer.evaluate import evaluate_sources
+    from trainer.protocols import evaluate_sources
 
     wanted = spec.protocol.recompute_batch_norm
     evaluated = evaluate_sources(
@@ -202,18 +202,16 @@ def _evaluate(
         train_images=images_of("train", wanted) if wanted else None,
         progress=pace,
     )
-    first = about.sources[0].manifest
-    point = evaluated.totals.point(attempt=attempt, step=first.step, epoch=first.epoch).model_copy(
-        update={"split": about.split}
-    )
+    first, values = about.sources[0].manifest, evaluated.values()
+    point = evaluated.totals.point(attempt=attempt, step=first.step, epoch=first.epoch, split=about.split)
     several = len(about.sources) > 1
     what = f"an ensemble of {len(about.sources)}" if several else f"{first.model.name} at step {first.step}"
     return _Found(
         name=spec.protocol.views,
         title=f"{what} on {about.dataset} ({about.split}), {spec.protocol.views}",
         source=EVALUATION,
-        values=evaluated.values(),
-        units={name: unit for name, unit in EVALUATED.items() if name in evaluated.values()},
+        values=values,
+        units={name: unit for name, unit in EVALUATED.items() if name in values},
         pictures=evaluated.pictures(),
         evaluation=point,
     )

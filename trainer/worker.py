@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from resforge.metrics import Metric
 from resforge.s3 import ObjectStore
+from resforge.spec import TrainSpec
 from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result, StoredCheckpoint
 from trainer.callbacks.checkpointing import Checkpointing
 from trainer.callbacks.control import Control
@@ -29,11 +31,13 @@ from trainer.callbacks.restore import Restore
 from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
-from trainer.data.loader import eval_loader, train_loader
-from trainer.data.sampler import TrainSampler, limited, steps_per_epoch
-from trainer.data.sets import ImageSet, input_normalisation, open_dataset
+from trainer.data.loader import Loader, eval_loader, train_loader
+from trainer.data.sampler import TrainSampler, steps_per_epoch
+from trainer.data.sets import ImageSet, input_normalisation
+from trainer.data.splits import open_split
 from trainer.errors import OutOfMemory, TrainingFault
-from trainer.models.residual import build
+from trainer.initial import described, freeze_backbone, initial_network
+from trainer.models import build
 from trainer.run import Run
 from trainer.streams import Shipper
 
@@ -101,6 +105,7 @@ def _train(
     shipper: Shipper | None,
     cache: Path,
 ) -> None:
+    assert isinstance(job.spec, TrainSpec)
     spec, training = job.spec, job.spec.training
     started = time.monotonic()
     if place.device.type == "cpu":
@@ -124,14 +129,9 @@ def _train(
         shipper=shipper,
         export=place.export,
     )
-    torch.manual_seed(training.seed)
-    network = build(
-        spec.model.network(
-            channels=job.dataset.channels, classes=job.dataset.classes, image_size=job.dataset.image_size
-        )
-    ).to(place.device, memory_format=torch.channels_last)
-
     snapshot = _resume(run)
+    with _agreement(place):
+        network = _network(job, store, snapshot).to(place.device, memory_format=torch.channels_last)
     run.step = snapshot.step if snapshot else 0
     run.announce()
     module = Classifier(
@@ -141,6 +141,8 @@ def _train(
         device=place.device,
         start_step=run.step,
         total_steps=run.total_steps,
+        label_smoothing=spec.regularisation.label_smoothing,
+        frozen=spec.init is not None and spec.init.freeze,
     )
     sampler = TrainSampler(
         len(images), training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
@@ -148,7 +150,12 @@ def _train(
     )  # fmt: skip
     cpus, cuda = spec.scaling.cpus_per_worker, place.device.type == "cuda"
     loader = train_loader(images, sampler, spec.data.augment, cpus=cpus, pin_memory=cuda)
-    tests = eval_loader(held_out, batch=EVAL_BATCH, rank=place.rank, workers=place.workers, cpus=cpus, pin_memory=cuda)
+
+    def shown(images: ImageSet) -> Loader:
+        return eval_loader(images, batch=EVAL_BATCH, rank=place.rank, workers=place.workers, cpus=cpus, pin_memory=cuda)
+
+    tests, held_out_split = shown(held_out), "validation" if spec.data.validation else "test"
+    own = shown(images) if training.evaluate_train else None
     logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
     trainer = pl.Trainer(
         max_epochs=1,
@@ -163,7 +170,7 @@ def _train(
         callbacks=[
             Restore(run, snapshot),
             Telemetry(run),
-            Evaluation(run, tests),
+            Evaluation(run, tests, held_out_split, own),
             Checkpointing(run, normalisation.state()),
             Control(run),
         ],
@@ -179,6 +186,19 @@ def _train(
     run.finish()
 
 
+def _network(job: JobDocument, store: ObjectStore, snapshot: Snapshot | None) -> nn.Module:
+    """The network to train. A resumed run takes its weights from its own checkpoint, and needs no source any more."""
+    assert isinstance(job.spec, TrainSpec)
+    if snapshot is None:
+        network = initial_network(job, store)
+    else:
+        torch.manual_seed(job.spec.training.seed)
+        network = build(described(job))
+    if job.spec.init is not None and job.spec.init.freeze:
+        freeze_backbone(network)
+    return network
+
+
 @contextmanager
 def _memory_named() -> Iterator[None]:
     """Give the want of memory its own name: trying again on the same device would not help."""
@@ -192,14 +212,14 @@ def _open(job: JobDocument, store: ObjectStore, cache: Path) -> tuple[ImageSet, 
     """The training images, as many as the spec asks for, and the held-out ones."""
     data = job.spec.data
 
-    def bucket(name: str) -> ObjectStore:
-        return ObjectStore(name, endpoint=store.endpoint)
+    def opened(split: str) -> ImageSet:
+        return open_split(
+            job, split, store_factory=lambda name: ObjectStore(name, endpoint=store.endpoint), cache_dir=cache
+        )
 
-    images = open_dataset(job.dataset, "train", store_factory=bucket, cache_dir=cache)
-    if data.train_limit is not None:
-        images = images.subset(limited(len(images), data.train_limit, job.spec.training.seed))
+    images = opened("train")
     images.check(data.augment)
-    return images, open_dataset(job.dataset, "test", store_factory=bucket, cache_dir=cache)
+    return images, opened("validation" if data.validation else "test")
 
 
 @contextmanager

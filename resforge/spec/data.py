@@ -39,3 +39,24 @@ class DataSpec(Part):
     train_limit: int | None = Field(
         default=None, ge=1, description="Train on this many images, drawn by the seed. Left out: all."
     )
+    downscale: int = Field(
+        default=1, ge=1, le=64, description="Average-pool images of one size by this factor: 2 makes 28x28 into 14x14."
+    )
+    validation: int = Field(
+        default=0,
+        ge=0,
+        description="Hold back so many training images, drawn by the seed, and evaluate on them instead of the test "
+        "images while training (the paper's 45k/5k split, section 4.2).",
+    )
+
+    def image_size(self, size: int) -> int:
+        """The side in pixels of a network's input, for stored images of this side.
+
+        Raises:
+            ValueError: the side is no multiple of `downscale`.
+        """
+        if size % self.downscale:
+            raise ValueError(
+                f"images of {size} pixels can't be downscaled by {self.downscale}, which does not divide it"
+            )
+        return size // self.downscale

@@ -1,8 +1,8 @@
-"""What can be read of a trained network. Each reading's page in trainer/analysis says what it measures."""
+"""What can be read of a trained network. Each reading's module in trainer/analysis says what it measures."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from resforge.spec.base import Part
 
@@ -17,6 +17,7 @@ class GradientsReading(Part):
     """Gradient norms by block, and the part that comes through the shortcut (He et al. 2016, section 2)."""
 
     name: Literal["gradients"] = "gradients"
+    batch: int = Field(default=128, ge=2, le=65_536, description="Images whose mean loss is differentiated.")
 
 
 class TravelReading(Part):
@@ -26,33 +27,35 @@ class TravelReading(Part):
 
 
 class LesionsReading(Part):
-    """Error after blocks are deleted or permuted (Veit et al. 2016, section 4)."""
+    """Error after blocks are deleted (Veit et al. 2016, section 4)."""
 
     name: Literal["lesions"] = "lesions"
-
-
-class PathsReading(Part):
-    """Path lengths and their share of the gradient (Veit et al. 2016, section 5)."""
-
-    name: Literal["paths"] = "paths"
+    blocks: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Delete these one by one, such as layer1.1. Left out: every block that can be.",
+    )
+    most: int = Field(default=5, ge=0, le=1000, description="Delete up to so many blocks at once, drawn at random.")
+    draws: int = Field(default=3, ge=1, le=100, description="Draws for each number of deleted or permuted blocks.")
+    swaps: int = Field(default=5, ge=0, le=1000, description="Swap up to so many pairs of blocks of one shape.")
 
 
 class LandscapeReading(Part):
     """A filter-normalised two-dimensional loss landscape (Li et al. 2018)."""
 
     name: Literal["landscape"] = "landscape"
-
-
-class OdeReading(Part):
-    """Error when each step of the network is halved and doubled, as of an ODE solver."""
-
-    name: Literal["ode"] = "ode"
+    points: int = Field(default=21, ge=3, le=401, description="Points along each of the two directions; odd.")
+    span: float = Field(default=1.0, gt=0, le=100, description="From -span to span, in units of the filters' norms.")
 
 
 class SmoothingReading(Part):
-    """The loss's range along the gradient with and without batch normalisation (Santurkar et al. 2018)."""
+    """The loss's range along the gradient, with and without batch normalisation (Santurkar et al. 2018)."""
 
     name: Literal["smoothing"] = "smoothing"
+    batch: int = Field(default=128, ge=2, le=65_536, description="Images in a batch.")
+    batches: int = Field(default=4, ge=1, le=100, description="Batches to average over.")
+    largest_step: float = Field(default=0.4, gt=0, le=100, description="The longest step along the gradient.")
+    steps: int = Field(default=9, ge=2, le=100, description="Lengths of steps, from 0 to the longest.")
 
 
 def _name(reading: Any) -> Any:
@@ -64,10 +67,8 @@ Reading = Annotated[
     | Annotated[GradientsReading, Tag("gradients")]
     | Annotated[TravelReading, Tag("travel")]
     | Annotated[LesionsReading, Tag("lesions")]
-    | Annotated[PathsReading, Tag("paths")]
     | Annotated[LandscapeReading, Tag("landscape")]
-    | Annotated[OdeReading, Tag("ode")]
     | Annotated[SmoothingReading, Tag("smoothing")],
     Discriminator(_name),  # not the field's name, which pydantic refuses beside Part's validator
 ]
-READINGS = ("responses", "gradients", "travel", "lesions", "paths", "landscape", "ode", "smoothing")
+READINGS = ("responses", "gradients", "travel", "lesions", "landscape", "smoothing")

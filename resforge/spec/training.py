@@ -63,6 +63,10 @@ class TrainingSpec(Part):
     )
     log_every_steps: int = Field(default=10, ge=1)
     evaluate_every_epochs: int = Field(default=1, ge=1)
+    evaluate_train: bool = Field(
+        default=False,
+        description="At the last step, evaluate the training images as well: every one once, without augmentation.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -14,7 +14,7 @@ from services.api import problems
 from services.api.body import BodyLimit
 from services.api.context import Services
 from services.api.metrics import Measured, ServiceMetrics
-from services.api.routes import catalogue, checkpoints, health, jobs, reports, streams
+from services.api.routes import catalogue, checkpoints, health, jobs, reports, streams, studies
 from services.api.tail import Tails
 from services.settings import Settings
 from services.store import connect
@@ -74,7 +74,7 @@ def create_app(
         "4XX": {"model": Problem, "description": "The request can't be served; the problem says why."},
         "5XX": {"model": Problem, "description": "A part of the service fails or does not answer."},
     }
-    for module in (jobs, streams, checkpoints, reports, catalogue):
+    for module in (jobs, streams, checkpoints, reports, studies, catalogue):
         app.include_router(module.router, responses=errors)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -39,6 +39,13 @@ YAML_JOBS: dict[str, dict[str, Any]] = {
     }
 }
 
+STUDIES: dict[str, dict[str, Any]] = {
+    "degradation": {
+        "summary": "The paper's figure 6 on a laptop",
+        "value": {"study": "degradation", "setting": "small", "seeds": [0, 1, 2]},
+    },
+}
+
 _SCHEMA = {
     "anyOf": [
         *({"$ref": f"#/components/schemas/{name}"} for name in ("TrainSpec", "EvaluateSpec", "AnalyseSpec")),
@@ -57,4 +64,9 @@ JOB_BODY: dict[str, Any] = {
         "application/json": {"schema": _SCHEMA, "examples": JOBS},
         "application/yaml": {"schema": _SCHEMA, "examples": YAML_JOBS},
     },
+}
+
+STUDY_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StudySpec"}, "examples": STUDIES}},
 }

@@ -89,6 +89,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     errors.ProjectNotFound: Kind(404, "project-not-found", "No such project"),
     errors.JobNotFound: Kind(404, "job-not-found", "No such job"),
     errors.CheckpointNotFound: Kind(404, "checkpoint-not-found", "No such checkpoint"),
+    errors.StudyNotFound: Kind(404, "study-not-found", "No such study"),
     errors.ReportNotFound: Kind(404, "report-not-found", "No report"),
     errors.DatasetNotFound: Kind(404, "dataset-not-found", "No such dataset"),
     UnknownRecipe: Kind(404, "recipe-not-found", "No such recipe"),

@@ -26,10 +26,11 @@ from services.store.base import append_events, attempt_of, event_of, find_job, i
 from services.store.control import ControlStore
 from services.store.migrate import current_revision, head_revision
 from services.store.records import JobRecord, NewEvent
+from services.store.studies import StudyStore
 from services.store.tables import AttemptRow, EventRow, JobLabelRow, JobRow, LeaseRow, ProjectRow, Text, UtcDateTime
 
 
-class JobStore(AccessStore, ControlStore):
+class JobStore(AccessStore, ControlStore, StudyStore):
     """The database, as the API and the controller see it. Safe to share between threads.
 
     Every method raises StoreUnavailable when the database does not answer.

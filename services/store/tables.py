@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from resforge.jobs import AttemptState, DatasetInfo, JobState, Reason
 from resforge.metrics import EvalPoint, Progress
 from resforge.spec import JobSpec
+from resforge.studies.report import StudyDocument
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -177,6 +178,24 @@ class JobLabelRow(Base):
     value: Mapped[str]
 
     __table_args__ = (Index(None, "key", "value", "job_id"),)
+
+
+class StudyRow(Base):
+    """A study: what it asks, and which jobs it consists of."""
+
+    __tablename__ = "studies"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(ForeignKey("projects.name", ondelete="CASCADE"))
+    document: Mapped[StudyDocument] = mapped_column(Model(StudyDocument))
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("project", "idempotency_key"),
+        Index(None, "project", "created_at", "id"),
+    )
 
 
 class AttemptRow(Base):

@@ -27,7 +27,8 @@ class Restore(Callback):
         rng = rng_state()
         local = self.run.job.spec.training.global_batch // self.run.workers
         data = self.run.job.dataset
-        shape = (local, data.image_size, data.image_size, data.channels)
+        side = self.run.job.spec.data.image_size(data.image_size)
+        shape = (local, side, side, data.channels)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.run.device)
         labels = torch.arange(local, device=self.run.device) % data.classes
         for _ in range(2):

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.errors import InvalidData
 
 # Each use of the seed draws from a stream of its own.
-_ORDER, _AUGMENTATION, _LIMIT = 1, 2, 3
+_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK = 1, 2, 3, 4
 
 
 class Draw(NamedTuple):
@@ -48,6 +48,17 @@ def limited(size: int, count: int, seed: int) -> np.ndarray:
     if count > size:
         raise InvalidData(f"data.train_limit asks for {count} training images and there are {size}")
     return np.sort(np.random.default_rng([seed, _LIMIT]).choice(size, count, replace=False))
+
+
+def held_back(size: int, count: int, seed: int) -> np.ndarray:
+    """`count` of `size` training images to evaluate on instead: (count,) int64, rising.
+
+    Raises:
+        InvalidData: nothing would be left to train on.
+    """
+    if count >= size:
+        raise InvalidData(f"data.validation holds {count} training images back, and there are {size}")
+    return np.sort(np.random.default_rng([seed, _HELD_BACK]).choice(size, count, replace=False))
 
 
 def steps_per_epoch(size: int, global_batch: int) -> int:

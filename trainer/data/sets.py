@@ -65,6 +65,14 @@ class ImageSet(ABC):
     def subset(self, indices: np.ndarray) -> Self:
         """The images at these places alone."""
 
+    @abstractmethod
+    def downscaled(self, factor: int) -> Self:
+        """The same images, average-pooled.
+
+        Raises:
+            InvalidData: they can't be.
+        """
+
 
 class ArraySet(ImageSet):
     """A split that fits in memory, of images of one size."""
@@ -90,6 +98,14 @@ class ArraySet(ImageSet):
 
     def subset(self, indices: np.ndarray) -> Self:
         return type(self)(self.info, self.images[indices], self.labels[indices])
+
+    def downscaled(self, factor: int) -> Self:
+        count, height, width, channels = self.images.shape
+        if height % factor:
+            raise InvalidData(f"images of {height} pixels can't be downscaled by {factor}, which does not divide it")
+        info = self.info.model_copy(update={"image_size": height // factor})
+        tiles = self.images.reshape(count, height // factor, factor, width // factor, factor, channels)
+        return type(self)(info, np.rint(tiles.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8), self.labels)
 
 
 class FolderSet(ImageSet):
@@ -137,6 +153,12 @@ class FolderSet(ImageSet):
 
     def subset(self, indices: np.ndarray) -> Self:
         return type(self)(self.info, self._files, self._names[indices], self.labels[indices])
+
+    def downscaled(self, factor: int) -> Self:
+        raise InvalidData(
+            f"data.downscale: {factor} is for images of one size, and the data set {self.info.name} is a folder of "
+            f"photographs, which are cropped to {self.info.image_size} pixels; register it with another size instead"
+        )
 
 
 def open_dataset(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from resforge.spec import AugmentSpec
 
@@ -56,19 +57,19 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
         side = least + int(_pick(numbers[3], most - least + 1))
     else:
         side = shorter_side(size)
-    image = _resize(image, side)
+    image = resize(image, side)
     pad = augment.pad
     top = int(_pick(numbers[0], image.height + 2 * pad - size + 1)) - pad
     left = int(_pick(numbers[1], image.width + 2 * pad - size + 1)) - pad
-    pixels = _pixels(image.crop((left, top, left + size, top + size)))
+    pixels = to_pixels(image.crop((left, top, left + size, top + size)))
     return pixels[:, ::-1] if augment.flip and _mirrored(numbers) else pixels
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     """The centre of an image whose shorter side was made `shorter_side(size)`: (size, size, C) uint8."""
-    image = _resize(image, shorter_side(size))
+    image = resize(image, shorter_side(size))
     top, left = (image.height - size) // 2, (image.width - size) // 2
-    return _pixels(image.crop((left, top, left + size, top + size)))
+    return to_pixels(image.crop((left, top, left + size, top + size)))
 
 
 def shorter_side(size: int) -> int:
@@ -85,13 +86,15 @@ def _mirrored(numbers: np.ndarray) -> np.ndarray:
     return numbers[..., 2] < 0.5
 
 
-def _resize(image: Image.Image, side: int) -> Image.Image:
+def resize(image: Image.Image, side: int) -> Image.Image:
+    """Resize so that the shorter side has `side` pixels, the ratio of the sides kept."""
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8, with C = 1 for grey."""
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
@@ -117,6 +120,15 @@ class Normalisation:
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.mean.to(device), self.std.to(device))
+
+    def resized(self, height: int, width: int) -> Self:
+        """The same for images of another size: a mean image is resized with them."""
+        if self.mean.dim() == 1 or self.mean.shape[:2] == (height, width):
+            return self
+        mean = functional.interpolate(
+            self.mean.permute(2, 0, 1)[None], size=(height, width), mode="bilinear", align_corners=False
+        )
+        return type(self)(mean[0].permute(1, 2, 0), self.std)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors to be saved, by name."""

@@ -43,6 +43,15 @@ class ResNet(nn.Module):
             x = getattr(self, name)(x)
         return self.fc(x.mean((2, 3)))
 
+    def blocks(self) -> list[tuple[str, "ResidualBlock"]]:
+        """Every block with its name, such as layer1.0, in the order of the forward pass."""
+        return [
+            (f"{stage}.{number}", block)
+            for stage in self.stages
+            for number, block in enumerate(getattr(self, stage))
+            if isinstance(block, ResidualBlock)
+        ]
+
 
 class ResidualBlock(nn.Module):
     """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
@@ -53,12 +62,18 @@ class ResidualBlock(nn.Module):
             self.add_module(f"conv{number}", _convolution(conv))
             self.add_module(f"bn{number}", nn.BatchNorm2d(conv.out_channels))
         self.downsample = _shortcut(block)  # torchvision's name for the shortcut
+        self.plain = block.shortcut == "none"
+        self.changes_shape = block.stride != 1 or block.in_channels != block.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.residual(x)
         if self.downsample is not None:  # a plain block has no shortcut to add
             y = y + self.downsample(x)
         return F.relu(y)
+
+    def skip(self, x: Tensor) -> Tensor | None:
+        """What the shortcut gives; None in a plain block."""
+        return None if self.downsample is None else self.downsample(x)
 
     def residual(self, x: Tensor) -> Tensor:
         """F(x): what the block adds to its shortcut."""
