@@ -52,8 +52,7 @@ from resforge.resources import (
 from resforge.spec import CommonSpec, JobSpec
 from resforge.sse import messages
 from resforge.storage import MANIFEST, REPORT
-from resforge.studies.catalog import StudySpec
-from resforge.studies.report import StudyReport
+from resforge.studies import StudyReport, StudySpec
 
 if TYPE_CHECKING:
     import httpx
@@ -297,13 +296,33 @@ class Client:
     def study(self, study_id: str) -> StudyInfo:
         return self._get(StudyInfo, f"/v1/studies/{study_id}")
 
-    def studies(self) -> list[StudyInfo]:
-        """The project's studies, newest first."""
-        return list(self._pages(StudyInfo, "/v1/studies", {"limit": 200}))
+    def studies(self, *, page_size: int = 50) -> Iterator[StudyInfo]:
+        """The project's studies, newest first, fetched a page at a time as they are asked for."""
+        return self._pages(StudyInfo, "/v1/studies", {"limit": page_size}, "cursor")
 
     def cancel_study(self, study_id: str) -> StudyInfo:
         """Ask for the end of every job of a study."""
         return self._parse(StudyInfo, self._request("POST", f"/v1/studies/{study_id}/cancel"))
+
+    def delete_study(self, study_id: str) -> Deleted:
+        """Remove an ended study with its jobs and all their objects.
+
+        Raises:
+            Conflict: some of its jobs have not ended.
+        """
+        return self._parse(Deleted, self._request("DELETE", f"/v1/studies/{study_id}"))
+
+    def watch_study(self, study_id: str, *, every_s: float = 1.0) -> Iterator[StudyInfo]:
+        """The study now, and again each time that something of it has changed, until all its jobs have ended."""
+        last = None
+        while True:
+            study = self._patiently(lambda: self.study(study_id))
+            if study != last:
+                yield study
+            last = study
+            if study.ended:
+                return
+            time.sleep(every_s)
 
     def wait_study(self, study_id: str, timeout_s: float | None = None, *, every_s: float = 1.0) -> StudyInfo:
         """The study once all its jobs have ended.

@@ -5,7 +5,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from resforge.jobs import TERMINAL, JobState, Resource
+from resforge.jobs import TERMINAL, JobState, Reason, Resource
 from resforge.metrics import EvalPoint, LogLine, Progress, TrainPoint
 from resforge.reports import Report
 from resforge.spec import FieldProblem
@@ -113,6 +113,7 @@ class StudyMemberInfo(StudyMember):
     """A job of a study, and where it is. A job that was deleted has no state."""
 
     state: JobState | None
+    reason: Reason | None = None
     progress: Progress | None = None
     message: str = ""
 
@@ -122,11 +123,16 @@ class StudyInfo(Resource):
 
     id: str
     project: str
+    name: str | None = None
     spec: StudySpec
     state: JobState
     counts: dict[str, int] = Field(description="How many of its jobs are in each state.")
+    deleted: int = Field(default=0, description="How many of its jobs somebody has deleted.")
+    done: float = Field(default=0.0, description="How far its jobs have come, in mean, from 0 to 1.")
     members: tuple[StudyMemberInfo, ...]
     created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -159,5 +165,5 @@ class ModelInfo(Resource):
 class Deleted(Resource):
     """What a deletion removed."""
 
-    deleted: str = Field(description="The job's id.")
+    deleted: str = Field(description="The job's or the study's id.")
     objects_removed: int

@@ -45,6 +45,10 @@ class JobNotTerminal(ServiceError):
     """The job has not ended, and only ended jobs can be deleted."""
 
 
+class StudyNotTerminal(ServiceError):
+    """Some jobs of the study have not ended, and only ended studies can be deleted."""
+
+
 class JobEnded(ServiceError):
     """The job has ended, and an ended job never changes."""
 

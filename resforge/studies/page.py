@@ -1,59 +1,147 @@
-"""A study's report as one page of HTML, with its curves inside; it needs nothing else."""
+"""A study's report as one page of HTML, with its pictures inside; it needs nothing else and runs no scripts."""
 
+import base64
 import html
-import io
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from resforge.studies.report import Measured, Series, Spread, StudyReport
+from resforge.studies.catalog import STUDIES
+from resforge.studies.curves import draw
+from resforge.studies.published import Published
+from resforge.studies.report import Finding, Measured, Series, Spread, StudyReport
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: .3rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } tr { border-bottom: 1px solid #8886; }
-figure { margin: 0; background: white; border-radius: 6px; } svg { width: 100%; height: auto; }
-.yes { color: #1a7f37; } .no { color: #cf222e; } .small { font-size: .85rem; opacity: .8; }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #5b6570; --line: #d8dee4; --card: #f6f8fa;
+  --yes: #1a7f37; --no: #b35900; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --soft: #9aa5b1; --line: #30363d;
+  --card: #161b22; --yes: #3fb950; --no: #e09b3d; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 66rem;
+  margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; font-size: .85rem; color: var(--soft); vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+td .soft { display: block; font-size: .78rem; }
+.finding { background: var(--card); border-left: 4px solid var(--soft); border-radius: 4px; padding: .6rem .9rem;
+  margin: .6rem 0; }
+.finding.yes { border-color: var(--yes); } .finding.no { border-color: var(--no); }
+.finding b { text-transform: uppercase; font-size: .75rem; letter-spacing: .04em; margin-right: .6rem;
+  color: var(--soft); }
+.finding.yes b { color: var(--yes); } .finding.no b { color: var(--no); }
+figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { text-align: center; }
+.pictures img { width: 100%; border-radius: 6px; background: #fff; }
+.warn { border: 1px solid var(--no); border-radius: 4px; padding: .6rem .9rem; margin: 1rem 0; }
+details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
 """
 
 
-def render(report: StudyReport) -> str:
-    """The page. Everything that came from a job or a person is escaped."""
-    title = html.escape(f"Study: {report.title}")
-    rows = "".join(_row(item) for item in report.series)
-    findings = "".join(
-        f'<li><b class="{_class(item.holds)}">{_word(item.holds)}</b>: {html.escape(item.statement)}'
-        f'<br><span class="small">{html.escape(_numbers(item.numbers))}</span></li>'
-        for item in report.findings
+def render(report: StudyReport, pictures: Mapping[str, Sequence[bytes]] | None = None) -> str:
+    """The page. Everything that came from a job or a person is escaped.
+
+    Args:
+        pictures: PNG by the key of the reading that left them.
+    """
+    spec = report.spec
+    seeds = f"{len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''} ({', '.join(map(str, spec.seeds))})"
+    sections = (
+        _unfinished(report.members),
+        _section("What it says", map(_finding, report.findings)),
+        _section("Curves", [_curves(report)]),
+        _section("What was measured", [_table(report)]),
+        _section("Inside the networks", _readings(report, pictures or {})),
+        _section("How it was measured", [_conditions(report)]),
     )
-    unfinished = (
-        f"<p><b>Not finished:</b> {html.escape(', '.join(report.unfinished))}. Their figures are left out.</p>"
-        if report.unfinished
-        else ""
-    )
-    seeds = html.escape(", ".join(map(str, report.spec.seeds)))
+    title = html.escape(f"{spec.name}: {report.title}" if spec.name else f"Study: {report.title}")
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>{_STYLE}</style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{_STYLE}</style></head><body>
 <h1>{title}</h1>
-<p class="small">{html.escape(report.id)}; seeds {seeds}; made {report.made_at:%Y-%m-%d %H:%M} UTC.
-Errors are top-1, in percent: mean and standard deviation over seeds.</p>
-{unfinished}
-<figure>{_curves(report.members)}</figure>
-<h2>What was measured</h2>
-<table><tr><th>network<th>training error<th>of the last epoch's batches<th>test error<th>seeds<th>published
-(CIFAR-10 test)</tr>{rows}</table>
-{f"<h2>What it says</h2><ul>{findings}</ul>" if findings else ""}
-</html>
+<p>{html.escape(STUDIES[spec.study])}</p>
+<p class="soft">{html.escape(report.id)}, {seeds}, made {report.made_at:%Y-%m-%d %H:%M} UTC</p>
+{"".join(sections)}
+</body></html>
 """
 
 
-def _row(item: Series) -> str:
-    count = len(item.train_error.values) if item.train_error else 0
-    published = "-" if item.published is None else f"{item.published:.2f}"
-    source = f' title="{html.escape(item.published_source)}"' if item.published_source else ""
-    cells = (_figure(item.train_error), _figure(item.running_train_error), _figure(item.test_error), str(count))
-    return f"<tr><td>{html.escape(item.name)}<td>{'<td>'.join(cells)}<td{source}>{published}</tr>"
+def _section(title: str, parts: Iterable[str]) -> str:
+    body = "".join(parts)
+    return f"<h2>{title}</h2>{body}" if body else ""
+
+
+def _unfinished(members: Sequence[Measured]) -> str:
+    lines = "".join(
+        f"<li>{html.escape(member.key)} ({html.escape(member.job)}): {html.escape(member.outcome)}"
+        f"{html.escape('. ' + member.message) if member.message else ''}</li>"
+        for member in members
+        if member.outcome != "succeeded"
+    )
+    if not lines:
+        return ""
+    return f'<div class="warn"><b>Incomplete.</b> These jobs have no figures, and are left out:<ul>{lines}</ul></div>'
+
+
+def _finding(finding: Finding) -> str:
+    known = {None: ("", "not known yet"), True: ("yes", "holds"), False: ("no", "does not hold")}
+    kind, word = known[finding.holds]
+    numbers = html.escape("; ".join(_numbers(finding.numbers)))
+    statement = html.escape(finding.statement)
+    return f'<div class="finding {kind}"><b>{word}</b>{statement}<div class="soft">{numbers}</div></div>'
+
+
+def _numbers(numbers: Mapping[str, Any]) -> Iterable[str]:
+    for name, value in numbers.items():
+        words = name.replace("_", " ")
+        if isinstance(value, Mapping):
+            by_seed = ", ".join(f"{_number(inner)} (seed {seed})" for seed, inner in value.items())
+            yield f"{words.removesuffix(' by seed')}: {by_seed or '-'}"
+        elif value is not None:
+            yield f"{words}: {_number(value)}"
+
+
+def _number(value: object) -> str:
+    return (f"{value:.3g}" if abs(value) < 0.01 else f"{value:.2f}") if isinstance(value, float) else str(value)
+
+
+def _table(report: StudyReport) -> str:
+    protocol = any(item.protocol_error for item in report.series)
+    metrics = {item.published.metric for item in report.series if item.published}
+    heads = ["network", "training error %", "batches of the last epoch %", "test error %"]
+    heads += ["10-crop error %"] if protocol else []
+    heads += ["seeds", "time", f"published %<br>{html.escape(', '.join(sorted(metrics)))}"]
+    rows = "".join(f"<tr><td>{'<td>'.join(_cells(item, protocol=protocol))}</tr>" for item in report.series)
+    table = f'<div class="scroll"><table><tr><th>{"<th>".join(heads)}</tr>{rows}</table></div>'
+    notes = [
+        "Errors are top-1 at the last step: mean and sample standard deviation over seeds. The training error is that "
+        "of every training image, without augmentation and with running batch norm statistics."
+    ]
+    if any(item.published and not item.published.comparable for item in report.series):
+        notes.append("Published figures in brackets are of other images or another protocol, for orientation.")
+    return table + "".join(f'<p class="soft">{note}</p>' for note in notes)
+
+
+def _cells(item: Series, *, protocol: bool) -> Iterable[str]:
+    yield html.escape(item.name)
+    figures = [item.train_error, item.running_train_error, item.test_error]
+    yield from map(_figure, [*figures, item.protocol_error] if protocol else figures)
+    yield str(max((len(figure.values) for figure in figures if figure), default=0))
+    yield _duration(item.seconds.mean) if item.seconds else "-"
+    yield _published(item.published)
+
+
+def _published(published: Published | None) -> str:
+    if published is None:
+        return "-"
+    text = published.note if published.error is None else f"{published.error:.2f}"
+    shown = html.escape(text if published.comparable else f"({text})")
+    more = (
+        f"{published.source}; {published.note}" if published.note and published.error is not None else published.source
+    )
+    return f'{shown}<span class="soft">{html.escape(more)}</span>'
 
 
 def _figure(spread: Spread | None) -> str:
@@ -62,62 +150,68 @@ def _figure(spread: Spread | None) -> str:
     return f"{spread.mean:.2f}" if spread.std is None else f"{spread.mean:.2f} ± {spread.std:.2f}"
 
 
-def _class(holds: bool | None) -> str:
-    return "" if holds is None else "yes" if holds else "no"
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
-def _word(holds: bool | None) -> str:
-    return "not known yet" if holds is None else "holds" if holds else "does not hold"
+def _curves(report: StudyReport) -> str:
+    panels: dict[str, dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    # Plain and residual networks side by side, as in figure 6.
+    apart = report.spec.study in ("degradation", "identity")
+    for member in report.members:
+        if member.role == "training":
+            kind = {"plain": "plain", "resnet": "residual"}[member.series.split("-")[0]] if apart else ""
+            panels[kind][member.series].append(member)
+    if not any(member.train_curve or member.test_curve for member in report.members):
+        return ""
+    return (
+        f'<figure>{draw(panels)}<figcaption class="soft">Training error (of batches) dashed, test error solid; means '
+        "over seeds, and the range of the test errors shaded.</figcaption></figure>"
+    )
 
 
-def _numbers(numbers: dict[str, object]) -> str:
-    def text(value: object) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key}: {text(inner)}" for key, inner in value.items()) + "}"
-        return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-    return "; ".join(f"{key.replace('_', ' ')} {text(value)}" for key, value in numbers.items())
-
-
-def _curves(members: tuple[Measured, ...]) -> str:
-    """The curves as SVG: training error dashed, test error solid, as in the paper's figures; means over seeds."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    by_series: dict[str, list[Measured]] = defaultdict(list)
-    for member in members:
-        by_series[member.series].append(member)
-    with mpl.rc_context({"svg.hashsalt": "resforge", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for index, (name, group) in enumerate(by_series.items()):
-            colour = f"C{index % 10}"
-            for curves, style, width, label in (
-                ([member.train_curve for member in group], "--", 1.0, None),
-                ([member.test_curve for member in group], "-", 2.0, name),
-            ):
-                steps, mean, low, high = _mean(curves)
-                axes.plot(steps, mean, style, color=colour, linewidth=width, label=label if steps else None)
-                if style == "-" and len(group) > 1:
-                    axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.set_title("training error dashed, test error solid", fontsize=10)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _readings(report: StudyReport, pictures: Mapping[str, Sequence[bytes]]) -> Iterable[str]:
+    for member in report.members:
+        if member.role != "reading" or member.report is None:
+            continue
+        found = member.report
+        images = "".join(
+            f'<img alt="{html.escape(found.title)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            for data in pictures.get(member.key, ())
+        )
+        shown = f"{found.source}; {found.images:,} images of {found.dataset} ({found.split}), seed {member.seed}"
+        yield (
+            f'<h3>{html.escape(found.title)}</h3><div class="pictures">{images}</div>'
+            f'<p class="soft">{html.escape(shown)}, {html.escape(found.job)}</p>'
+        )
 
 
-def _mean(
-    curves: list[tuple[tuple[int, float], ...]],
-) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps that all curves have, with the mean, least and most of their errors there."""
-    points = [dict(curve) for curve in curves if curve]
-    if not points:
-        return [], [], [], []
-    steps = sorted(set.intersection(*(set(item) for item in points)))
-    values = [[item[step] for item in points] for step in steps]
-    return steps, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values]
+def _conditions(report: StudyReport) -> str:
+    spec = report.spec
+    facts = [
+        f"setting {spec.setting}; overrides: {spec.overrides or 'none'}",
+        f"ran on: {', '.join(report.devices) or 'not told by the jobs'}",
+        "versions: " + (", ".join(f"{name} {version}" for name, version in report.versions.items()) or "not told"),
+    ]
+    rows = "".join(
+        f"<tr><td>{html.escape(member.key)}<td>{html.escape(member.job)}<td>{html.escape(member.outcome)}"
+        f"<td>{_maybe(member.train_error)}<td>{_maybe(member.test_error)}"
+        f"<td>{_duration(member.seconds) if member.seconds is not None else '-'}"
+        f"<td>{f'{member.images_per_second:,.0f}' if member.images_per_second else '-'}</tr>"
+        for member in report.members
+    )
+    jobs = (
+        '<details><summary>Every job</summary><div class="scroll"><table><tr><th>member<th>job<th>outcome'
+        f"<th>training error %<th>test error %<th>time<th>images/s</tr>{rows}</table></div></details>"
+    )
+    return "".join(f"<p>{html.escape(fact)}</p>" for fact in facts) + jobs
+
+
+def _maybe(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

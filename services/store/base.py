@@ -1,15 +1,17 @@
 """What the parts of the store share: the engine, a clock, transactions and the rows of jobs as public values."""
 
+import base64
+import binascii
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from resforge.jobs import Attempt, Event, Job
-from services.errors import JobNotFound
+from services.errors import InvalidCursor, JobNotFound
 from services.store.engine import transaction
 from services.store.records import NewEvent
 from services.store.tables import AttemptRow, Base, EventRow, JobRow
@@ -136,3 +138,26 @@ def event_of(row: EventRow) -> Event:
             "data": row.data,
         }
     )
+
+
+def cursor_of(created_at: datetime, name: str) -> str:
+    """The cursor behind an item of a list that is ordered by time and id."""
+    place = f"{created_at.isoformat()} {name}"
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def parse_cursor(cursor: str) -> tuple[datetime, str]:
+    """The time and id that `cursor_of` was given.
+
+    Raises:
+        InvalidCursor: it gave no such cursor.
+    """
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        at, name = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
+        created_at = datetime.fromisoformat(at)
+        if created_at.utcoffset() != timedelta(0):
+            raise ValueError("not in UTC")
+        return created_at, name
+    except (ValueError, binascii.Error) as error:
+        raise InvalidCursor("the cursor is not one that this API gave; leave it out to begin at the newest") from error

@@ -4,10 +4,8 @@ Projects, keys and data sets are in access.py, the controller's side in control.
 holds no other I/O.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import func, literal, select, tuple_
 
@@ -16,13 +14,12 @@ from resforge.spec import CommonSpec
 from services.errors import (
     GenerationMismatch,
     IdempotencyConflict,
-    InvalidCursor,
     JobEnded,
     JobNotTerminal,
     SchemaNotCurrent,
 )
 from services.store.access import AccessStore, random_id, require_project
-from services.store.base import append_events, attempt_of, event_of, find_job, insert, job_of
+from services.store.base import append_events, attempt_of, cursor_of, event_of, find_job, insert, job_of, parse_cursor
 from services.store.control import ControlStore
 from services.store.migrate import current_revision, head_revision
 from services.store.records import JobRecord, NewEvent
@@ -129,14 +126,14 @@ class JobStore(AccessStore, ControlStore, StudyStore):
             labelled = select(JobLabelRow.job_id).where(JobLabelRow.key == key, JobLabelRow.value == value)
             query = query.where(JobRow.id.in_(labelled))
         if cursor is not None:
-            at, job_id = _parse_cursor(cursor)
+            at, job_id = parse_cursor(cursor)
             place = tuple_(literal(at, UtcDateTime), literal(job_id, Text))
             query = query.where(tuple_(JobRow.created_at, JobRow.id) < place)
         query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
         with self._read() as session:
             rows = session.scalars(query).all()
         page = [job_of(row) for row in rows[:limit]]
-        return page, _cursor(page[-1]) if len(rows) > limit else None
+        return page, cursor_of(page[-1].created_at, page[-1].id) if len(rows) > limit else None
 
     def request_cancel(self, project: str, job_id: str, *, generation: int | None = None) -> Job:
         """Ask for a job's end; the controller brings it about. Asking again changes nothing.
@@ -234,20 +231,3 @@ class JobStore(AccessStore, ControlStore, StudyStore):
                 f"the database's schema is at {current or 'nothing'} and this version needs {head_revision()}; "
                 "`python -m services migrate` brings an older one there"
             )
-
-
-def _cursor(job: Job) -> str:
-    place = f"{job.created_at.isoformat()} {job.id}"
-    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
-
-
-def _parse_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        at, job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
-        created_at = datetime.fromisoformat(at)
-        if created_at.utcoffset() != timedelta(0):
-            raise ValueError("not in UTC")
-        return created_at, job_id
-    except (ValueError, binascii.Error) as error:
-        raise InvalidCursor("the cursor is not one that this API gave; leave it out to begin at the newest") from error

@@ -5,18 +5,19 @@ A study has no state of its own: it follows from its jobs', which the controller
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import Select, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from resforge.jobs import TERMINAL, DatasetInfo, Job, JobState, Reason
 from resforge.spec import CommonSpec
 from resforge.studies.report import StudyDocument
-from services.errors import IdempotencyConflict, StudyNotFound
+from services.errors import IdempotencyConflict, StudyNotFound, StudyNotTerminal
 from services.store.access import require_project
-from services.store.base import StoreBase, append_events, insert, job_of
+from services.store.base import StoreBase, append_events, cursor_of, insert, job_of, parse_cursor
 from services.store.records import JobRecord, NewEvent
-from services.store.tables import JobLabelRow, JobRow, ProjectRow, StudyRow
+from services.store.tables import JobLabelRow, JobRow, ProjectRow, StudyRow, Text, UtcDateTime
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class StudyStore(StoreBase):
             IdempotencyConflict: the key was used in this project with another hash.
             ProjectNotFound: there is no such project.
         """
+        while True:
+            answer = self._submit_study_once(study, jobs, idempotency_key, request_hash)
+            if answer is not None:
+                return answer
+
+    def _submit_study_once(
+        self, study: StudyDocument, jobs: Sequence[NewJob], idempotency_key: str | None, request_hash: str
+    ) -> tuple[StudyDocument, bool] | None:
         now = self._now()
         with self._write() as session:
             require_project(session.get(ProjectRow, study.project), study.project)
@@ -63,17 +72,20 @@ class StudyStore(StoreBase):
                         StudyRow.project == study.project, StudyRow.idempotency_key == idempotency_key
                     )
                 )
-                if first is None or first.request_hash != request_hash:
+                if first is None:  # it was deleted between the two statements
+                    return None
+                if first.request_hash != request_hash:
                     raise IdempotencyConflict(
-                        f"the Idempotency-Key {idempotency_key!r} was used for another study or another body"
+                        f"the Idempotency-Key {idempotency_key!r} was used for {first.id} with another body"
                     )
                 return first.document, False
-            for job in jobs:
+            for place, job in enumerate(jobs):
+                at = now + timedelta(microseconds=place)  # jobs start in the order of their times
                 session.add(
                     JobRow(
                         id=job.id, project=study.project, name=job.spec.name, state=JobState.QUEUED, spec=job.spec,
-                        dataset=job.dataset, events_cursor=JobRecord.events_cursor, request_hash="", created_at=now,
-                        updated_at=now,
+                        dataset=job.dataset, events_cursor=JobRecord.events_cursor, request_hash="", created_at=at,
+                        updated_at=at,
                     )
                 )  # fmt: skip
             session.flush()
@@ -92,13 +104,24 @@ class StudyStore(StoreBase):
             document = _find(session, project, study_id).document
             return document, _jobs(session, document)
 
-    def studies(self, project: str, *, limit: int = 50) -> list[tuple[StudyDocument, list[Job]]]:
-        """The project's newest studies, newest first."""
+    def studies(
+        self, project: str, *, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[tuple[StudyDocument, list[Job]]], str | None]:
+        """A page of at most `limit` studies, newest first, and the cursor of the next page, if there is one.
+
+        Raises:
+            InvalidCursor: the cursor is none that this method gave.
+        """
         query = select(StudyRow).where(StudyRow.project == project)
-        query = query.order_by(StudyRow.created_at.desc(), StudyRow.id.desc()).limit(limit)
+        if cursor is not None:
+            at, study_id = parse_cursor(cursor)
+            place = tuple_(literal(at, UtcDateTime), literal(study_id, Text))
+            query = query.where(tuple_(StudyRow.created_at, StudyRow.id) < place)
+        query = query.order_by(StudyRow.created_at.desc(), StudyRow.id.desc()).limit(limit + 1)
         with self._read() as session:
-            documents = [row.document for row in session.scalars(query)]
-            return [(document, _jobs(session, document)) for document in documents]
+            rows = session.scalars(query).all()
+            page = [(row.document, _jobs(session, row.document)) for row in rows[:limit]]
+        return page, cursor_of(rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
 
     def cancel_study(self, project: str, study_id: str) -> tuple[StudyDocument, list[Job]]:
         """Ask for the end of every job of a study that has not ended, in one transaction.
@@ -109,9 +132,7 @@ class StudyStore(StoreBase):
         now = self._now()
         with self._write() as session:
             document = _find(session, project, study_id).document
-            ids = [member.job for member in document.members]
-            rows = session.scalars(select(JobRow).where(JobRow.id.in_(ids)).order_by(JobRow.id).with_for_update()).all()
-            for row in rows:
+            for row in session.scalars(_rows(document).order_by(JobRow.id).with_for_update()).all():
                 if row.state in TERMINAL or row.cancel_requested:
                     continue
                 row.cancel_requested = True
@@ -122,6 +143,25 @@ class StudyStore(StoreBase):
                 append_events(session, row.id, [NewEvent("CancelRequested", reason=Reason.CANCELLED_BY_USER)], now)
             return document, _jobs(session, document)
 
+    def delete_study(self, project: str, study_id: str) -> None:
+        """Remove a study with its jobs, all of which have ended. Their objects in storage are the caller's to remove.
+
+        Raises:
+            StudyNotFound: the project has no such study.
+            StudyNotTerminal: some of its jobs have not ended.
+        """
+        with self._write() as session:
+            study = _find(session, project, study_id)
+            rows = session.scalars(_rows(study.document).order_by(JobRow.id).with_for_update()).all()
+            live = sum(row.state not in TERMINAL for row in rows)
+            if live:
+                raise StudyNotTerminal(
+                    f"{live} jobs of study {study_id} have not ended; cancel it first, and delete it once they have"
+                )
+            for row in rows:
+                session.delete(row)
+            session.delete(study)
+
 
 def _find(session: Session, project: str, study_id: str) -> StudyRow:
     row = session.scalar(select(StudyRow).where(StudyRow.id == study_id, StudyRow.project == project))
@@ -130,7 +170,11 @@ def _find(session: Session, project: str, study_id: str) -> StudyRow:
     return row
 
 
+def _rows(document: StudyDocument) -> Select[JobRow]:
+    return select(JobRow).where(JobRow.id.in_([member.job for member in document.members]))
+
+
 def _jobs(session: Session, document: StudyDocument) -> list[Job]:
-    rows = session.scalars(select(JobRow).where(JobRow.id.in_([member.job for member in document.members])))
-    found = {row.id: job_of(row) for row in rows}
+    """Those of a study's jobs that are still there, in its order."""
+    found = {row.id: job_of(row) for row in session.scalars(_rows(document))}
     return [found[member.job] for member in document.members if member.job in found]

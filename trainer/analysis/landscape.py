@@ -61,9 +61,8 @@ def _direction(weights: dict[str, Tensor], parameters: set[str], generator: torc
         if name not in parameters or tensor.dim() < 2:  # batch norm and biases
             continue
         drawn = torch.randn(tensor.shape, generator=generator)
-        axes = tuple(range(1, tensor.dim()))
-        scale = tensor.norm(dim=axes, keepdim=True) / drawn.norm(dim=axes, keepdim=True).clamp_min(1e-12)
-        direction[name] = drawn * scale
+        scale = tensor.flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1).clamp_min(1e-12)
+        direction[name] = drawn * scale.view(-1, *[1] * (tensor.dim() - 1))
     return direction
 
 

@@ -2,8 +2,8 @@
 weights (Santurkar et al. 2018, section 3).
 
 "With" uses each batch's statistics, as in training. "Without" is the same network with batch normalisation frozen to
-the statistics that the batch has at the start, a constant scale and shift: there both are the same function with the same
-loss, and only the normalisation's answer to a step differs. Along each one's own normalised gradient the loss is
+the statistics that the batch has at the start, a constant scale and shift: there both are the same function with one
+loss, and only the answer of the normalisation to a step differs. Along each one's own normalised gradient the loss is
 measured, and how far the gradient turns.
 
 Units: nats; steps are lengths in weight space; cosines from -1 to 1. Pitfalls: a network that was trained with batch

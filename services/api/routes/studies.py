@@ -5,13 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
-from resforge.resources import Page, StudyInfo
-from resforge.storage import study_key
-from resforge.studies.report import StudyReport, gather
+from resforge.jobs import TERMINAL
+from resforge.resources import Deleted, Page, StudyInfo
+from resforge.storage import JobPrefix, study_key
+from resforge.studies import StudyDocument, StudyReport, gather
+from resforge.studies.gather import pictures
 from services.api import examples
 from services.api.admission import request_hash
-from services.api.context import Document, Project, Svc
+from services.api.context import Document, Project, Services, Svc
 from services.api.studies import describe, parse_study, plan
+from services.errors import StudyNotTerminal
 
 router = APIRouter(prefix="/v1", tags=["studies"])
 
@@ -37,19 +40,29 @@ def submit_study(
     study, jobs = plan(services, project, parse_study(document))
     # First: what has no row is never looked for, and a row without its document would have no report.
     services.objects.put(study_key(project, study.id), study.to_bytes(), "application/json")
-    taken, created = services.store.submit_study(
-        study, jobs, idempotency_key=idempotency_key, request_hash=request_hash(document)
-    )
+    created = False
+    try:
+        taken, created = services.store.submit_study(
+            study, jobs, idempotency_key=idempotency_key, request_hash=request_hash(document)
+        )
+    finally:
+        if not created:
+            services.objects.delete(study_key(project, study.id))
     if not created:
-        services.objects.delete(study_key(project, study.id))
         response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = request.app.url_path_for("get_study", study_id=taken.id)
     return describe(*services.store.study(project, taken.id))
 
 
 @router.get("/studies", summary="List studies, newest first")
-def list_studies(project: Project, services: Svc, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Page[StudyInfo]:
-    return Page(items=tuple(describe(*item) for item in services.store.studies(project, limit=limit)))
+def list_studies(
+    project: Project,
+    services: Svc,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> Page[StudyInfo]:
+    found, following = services.store.studies(project, limit=limit, cursor=cursor)
+    return Page(items=tuple(describe(*item) for item in found), next_cursor=following)
 
 
 @router.get("/studies/{study_id}", summary="Read a study")
@@ -63,17 +76,40 @@ def cancel_study(project: Project, services: Svc, study_id: str) -> StudyInfo:
     return describe(*services.store.cancel_study(project, study_id))
 
 
+@router.delete("/studies/{study_id}", summary="Delete an ended study with its jobs and their objects")
+def delete_study(project: Project, services: Svc, study_id: str) -> Deleted:
+    """Remove the objects of all its jobs from object storage, then the jobs and the study."""
+    study, jobs = services.store.study(project, study_id)
+    live = sum(job.state not in TERMINAL for job in jobs)
+    if live:
+        raise StudyNotTerminal(f"{live} jobs of study {study_id} have not ended; cancel it first")
+    # Objects first: if this is interrupted, the study is there still and can be deleted again.
+    removed = sum(services.objects.delete_prefix(JobPrefix.of(project, member.job).key) for member in study.members)
+    services.store.delete_study(project, study_id)
+    services.objects.delete(study_key(project, study_id))
+    return Deleted(deleted=study_id, objects_removed=removed + 1)
+
+
 @router.get("/studies/{study_id}/report", summary="Read a study's report")
 def get_report(project: Project, services: Svc, study_id: str) -> StudyReport:
     """Made anew from what the jobs have left in object storage, also while some still run."""
-    study, _ = services.store.study(project, study_id)
-    return gather(services.objects, study)
+    return _report(services, project, study_id)[1]
 
 
 @router.get("/studies/{study_id}/report.html", summary="Read a study's report as a page", response_class=HTMLResponse)
 def get_page(project: Project, services: Svc, study_id: str) -> HTMLResponse:
-    """One page of HTML with its curves inside."""
+    """One page of HTML with its pictures inside, which runs no scripts and fetches nothing."""
     from resforge.studies.page import render  # takes a second for matplotlib
 
-    study, _ = services.store.study(project, study_id)
-    return HTMLResponse(render(gather(services.objects, study)))
+    study, report = _report(services, project, study_id)
+    page = render(report, pictures(services.objects, study, report))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+
+
+def _report(services: Services, project: str, study_id: str) -> tuple[StudyDocument, StudyReport]:
+    study, jobs = services.store.study(project, study_id)
+    key = study_key(project, study_id)
+    if services.objects.find(key) is None:  # somebody has emptied the bucket: the report shall need no database
+        services.objects.put(key, study.to_bytes(), "application/json")
+    return study, gather(services.objects, study, {job.id: job.state for job in jobs})

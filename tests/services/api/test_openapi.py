@@ -10,6 +10,7 @@ import yaml
 from resforge.spec import TrainSpec
 from services.api import examples
 from services.api.admission import parse_spec
+from services.api.studies import parse_study
 from tests.services.api.harness import Api
 
 
@@ -33,7 +34,10 @@ def test_every_route_is_there(schema: dict[str, Any]) -> None:
         "POST /v1/jobs/{job_id}/cancel", "GET /v1/jobs/{job_id}/attempts", "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/logs", "GET /v1/jobs/{job_id}/metrics", "GET /v1/jobs/{job_id}/checkpoints",
         "GET /v1/jobs/{job_id}/checkpoints/{which}", "GET /v1/jobs/{job_id}/checkpoints/{which}/download",
-        "GET /v1/recipes", "GET /v1/recipes/{name}", "GET /v1/models", "GET /v1/datasets",
+        "GET /v1/jobs/{job_id}/report", "POST /v1/studies", "GET /v1/studies", "GET /v1/studies/{study_id}",
+        "POST /v1/studies/{study_id}/cancel", "GET /v1/studies/{study_id}/report",
+        "GET /v1/studies/{study_id}/report.html", "GET /v1/recipes",
+        "GET /v1/recipes/{name}", "GET /v1/models", "GET /v1/datasets",
         "GET /healthz", "GET /readyz", "GET /metrics",
     }  # fmt: skip
 
@@ -69,7 +73,9 @@ def test_references_lead_somewhere(schema: dict[str, Any]) -> None:
 
 def test_every_body_has_examples_and_each_is_a_job(schema: dict[str, Any], http: httpx.Client) -> None:
     bodies = {name: op["requestBody"] for name, op in operations(schema).items() if "requestBody" in op}
-    assert set(bodies) == {"POST /v1/jobs"}
+    assert set(bodies) == {"POST /v1/jobs", "POST /v1/studies"}
+    for example in bodies["POST /v1/studies"]["content"]["application/json"]["examples"].values():
+        assert parse_study(example["value"])
     content = bodies["POST /v1/jobs"]["content"]
     assert set(content) == {"application/json", "application/yaml"}
     for example in content["application/json"]["examples"].values():

@@ -8,7 +8,7 @@ from typing import Any
 from resforge.jobs import Attempt, DatasetInfo, Event, Job, JobState, Reason
 from resforge.metrics import EvalPoint, Progress
 from resforge.s3 import ObjectStore
-from resforge.spec import TrainSpec, RetrySpec, ScalingSpec
+from resforge.spec import RetrySpec, ScalingSpec, TrainSpec
 from resforge.storage import AttemptPrefix, Document, Heartbeat, JobPrefix, Result, Stream
 from services.controller.loop import Controller
 from services.launchers.base import Launcher, LaunchRequest

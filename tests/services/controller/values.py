@@ -16,7 +16,7 @@ from resforge.jobs import (
     Reason,
 )
 from resforge.metrics import EvalPoint, Progress
-from resforge.spec import TrainSpec, RetrySpec
+from resforge.spec import RetrySpec, TrainSpec
 from resforge.storage import Heartbeat, Result
 from services.controller.decide import Policy
 from services.store.records import AttemptRecord, Change, JobRecord

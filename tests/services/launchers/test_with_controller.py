@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from resforge.jobs import TERMINAL, DatasetInfo, Job, JobState, Reason
-from resforge.spec import TrainSpec, ScalingSpec
+from resforge.spec import ScalingSpec, TrainSpec
 from services.controller.loop import Controller
 from services.launchers.ray_jobs import RayJobs
 from services.settings import Settings
