@@ -89,7 +89,7 @@ class Classifier(pl.LightningModule):
         self.step += 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.optim, (p for p in self.network.parameters() if p.requires_grad))
+        return build_optimizer(self.optim, self.network)
 
 
 def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The optimiser and the learning rate over the steps."""
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +27,20 @@ def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
     return optim.lr
 
 
-def build_optimizer(optim: OptimSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """SGD with momentum and weight decay on every parameter, as the paper has it (section 3.4)."""
+def build_optimizer(optim: OptimSpec, network: nn.Module) -> torch.optim.SGD:
+    """SGD with momentum over the parameters that have a gradient.
+
+    Weight decay is on every one of them, as the paper has it (section 3.4); without `decay_norm_and_bias` it is on
+    the weights of convolutions and linear layers alone (He et al. 2019, section 3.1).
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if not optim.decay_norm_and_bias:
+        # Batch norm's two and a bias hold one number a channel; any other weight has a row for each.
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.dim() > 1]},
+            {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
+        ]
     return torch.optim.SGD(
-        parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
     )

@@ -41,6 +41,10 @@ class OptimSpec(Part):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=1e-4, ge=0)
+    decay_norm_and_bias: bool = Field(
+        default=True,
+        description="Whether batch norm's parameters and biases decay too. The paper decays every parameter.",
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="Clip the gradient's global 2-norm to this.")
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
 

@@ -1,10 +1,13 @@
-"""The learning rate over the steps."""
+"""The learning rate over the steps, and what decays."""
 
 import pytest
+import torch
+from torch import nn
 
 from resforge import recipes
-from resforge.spec import OptimSpec
-from trainer.optim import learning_rate
+from resforge.spec import ModelSpec, OptimSpec
+from trainer.models import build
+from trainer.optim import build_optimizer, learning_rate
 
 
 def _optim(**schedule: object) -> OptimSpec:
@@ -37,3 +40,36 @@ def test_a_ramp_reaches_the_full_rate_and_a_cosine_falls_to_nothing() -> None:
 
 def test_a_constant_stays() -> None:
     assert {learning_rate(_optim(kind="constant"), step, 50) for step in range(50)} == {0.1}
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    model = ModelSpec.model_validate({"family": "cifar", "depth": 8, "width": 4, "shortcut": "B"})
+    return build(model.network(channels=3, classes=10, image_size=8))
+
+
+def test_everything_decays_as_in_the_paper() -> None:
+    network = _network()
+    (group,) = build_optimizer(_optim(), network).param_groups
+    assert group["weight_decay"] == 1e-4
+    assert list(map(id, group["params"])) == list(map(id, network.parameters()))
+
+
+def test_norm_and_bias_may_be_left_from_decay() -> None:
+    network = _network()
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, spared = build_optimizer(OptimSpec(decay_norm_and_bias=False), network).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0)
+    norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    expected = {f"{norm}.{of}" for norm in norms for of in ("weight", "bias")} | {"fc.bias"}
+    assert {names[id(parameter)] for parameter in spared["params"]} == expected
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_only_what_has_a_gradient_is_trained() -> None:
+    network = _network()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("fc."))
+    assert [len(group["params"]) for group in build_optimizer(_optim(), network).param_groups] == [2]
+    spared = build_optimizer(OptimSpec(decay_norm_and_bias=False), network).param_groups
+    assert [len(group["params"]) for group in spared] == [1, 1]
