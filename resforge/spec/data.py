@@ -17,6 +17,13 @@ class AugmentSpec(Part):
         default=None,
         description="Draw the shorter side, in pixels, from this range before the crop (the paper's [256, 480]).",
     )
+    colour: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Shift an RGB image's colour along the principal axes of natural images' colours, by weights of "
+        "this standard deviation; the published one is 0.1 (Krizhevsky et al. 2012, section 4.1). 0: off.",
+    )
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:

@@ -110,6 +110,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"training__steps": 100}, "/training/epochs", "exactly one of epochs and steps"),
     ({"training__epochs": None}, "/training/steps", "exactly one of epochs and steps"),
     ({"data__augment__scale": [480, 256]}, "/data/augment/scale", "1 <= least <= most"),
+    ({"data__augment__colour": -0.1}, "/data/augment/colour", "greater than or equal to 0"),
     ({"optim__schedule__milestones": [0.75, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
     ({"optim__schedule__milestones": [0.5, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
     ({"optim__schedule__milestones": [32000]}, "/optim/schedule/milestones", "each above 0 and below 1"),

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resforge.spec import AugmentSpec
-from trainer.data.sampler import Draw, EvalSampler, TrainSampler, augmentation_numbers
+from trainer.data.sampler import Draw, EvalSampler, TrainSampler, augmentation_numbers, colour_weights
 from trainer.data.sets import ImageSet
-from trainer.data.transforms import NUMBERS
+from trainer.data.transforms import NUMBERS, shift_colour
 from trainer.errors import InvalidData
 
 Batch = tuple[Tensor, Tensor]
@@ -93,6 +93,9 @@ class _Training(Dataset[Any]):
             pixels = self.images.train_images(indices, numbers, self.augment)
         except InvalidData as error:
             return error
+        if self.augment.colour:
+            weights = colour_weights(len(self.images), self.seed, epoch)[indices]
+            pixels = shift_colour(pixels, self.augment.colour * weights)
         return torch.from_numpy(pixels), torch.from_numpy(self.images.labels[indices])
 
 

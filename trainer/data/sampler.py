@@ -13,7 +13,7 @@ import numpy as np
 from trainer.errors import InvalidData
 
 # Each use of the seed draws from a stream of its own.
-_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK = 1, 2, 3, 4
+_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK, _COLOUR = 1, 2, 3, 4, 5
 
 
 class Draw(NamedTuple):
@@ -37,6 +37,17 @@ def augmentation_numbers(size: int, seed: int, epoch: int, count: int) -> np.nda
     numbers = np.random.default_rng([seed, _AUGMENTATION, epoch]).random((size, count), dtype=np.float32)
     numbers.flags.writeable = False
     return numbers
+
+
+@lru_cache(maxsize=2)
+def colour_weights(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Each image's own weights of the three axes of colour in an epoch: (size, 3) float32 of N(0, 1), read-only.
+
+    They come from a stream of their own, so that crops are the same with a shift of colour and without.
+    """
+    weights = np.random.default_rng([seed, _COLOUR, epoch]).standard_normal((size, 3), dtype=np.float32)
+    weights.flags.writeable = False
+    return weights
 
 
 def limited(size: int, count: int, seed: int) -> np.ndarray:

@@ -45,13 +45,17 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def check(self, augment: AugmentSpec) -> None:
         """Return when this set's images can be augmented so.
 
         Raises:
             InvalidData: they can't.
         """
+        if augment.colour and self.info.channels != 3:
+            raise InvalidData(
+                f"data.augment.colour shifts the colour of RGB images, and those of the data set {self.info.name} "
+                f"have {self.info.channels} channel(s); leave it out, or give 0"
+            )
 
     @abstractmethod
     def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
@@ -84,6 +88,7 @@ class ArraySet(ImageSet):
         self.images = images
 
     def check(self, augment: AugmentSpec) -> None:
+        super().check(augment)
         if augment.scale:
             raise InvalidData(
                 f"data.augment.scale draws the shorter side of photographs, and the data set {self.info.name} holds "
@@ -118,6 +123,7 @@ class FolderSet(ImageSet):
         self._files, self._names = files, names
 
     def check(self, augment: AugmentSpec) -> None:
+        super().check(augment)
         if augment.scale and augment.scale[0] < self.info.image_size:
             raise InvalidData(
                 f"data.augment.scale begins at {augment.scale[0]} pixels, and crops of the data set {self.info.name} "

@@ -16,6 +16,13 @@ from torch.nn import functional
 
 from resforge.spec import AugmentSpec
 
+# The principal axes of ImageNet's RGB values between 0 and 1: as columns, and how far the colour is shifted along each
+# for a weight of 1. The constants are those of the reference implementation of these networks (fb.resnet.torch).
+COLOUR_AXES = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=np.float32
+)
+COLOUR_SHIFTS = np.array([0.2175, 0.0188, 0.0045], dtype=np.float32)
+
 # Random numbers that one image takes: where its crop lies (down, across), whether it is mirrored, and its scale.
 NUMBERS = 4
 
@@ -63,6 +70,23 @@ def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augm
     left = int(_pick(numbers[1], image.width + 2 * pad - size + 1)) - pad
     pixels = to_pixels(image.crop((left, top, left + size, top + size)))
     return pixels[:, ::-1] if augment.flip and _mirrored(numbers) else pixels
+
+
+def shift_colour(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Add one colour to all pixels of an image, drawn along the principal axes (Krizhevsky et al. 2012, section 4.1).
+
+    The axes are ImageNet's whatever the data set, so that none has to be computed, kept and agreed on by the workers:
+    natural images share them (brightness, then blue against yellow). Pixels are rounded and clipped to uint8.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        weights: (N, 3), of each axis; drawn from a normal distribution whose standard deviation is `augment.colour`.
+
+    Returns:
+        (N, H, W, 3) uint8.
+    """
+    shift = 255 * (weights * COLOUR_SHIFTS) @ COLOUR_AXES.T
+    return np.clip(np.rint(images + shift[:, None, None, :]), 0, 255).astype(np.uint8)
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -81,11 +81,31 @@ def test_epochs_augment_an_image_differently() -> None:
     assert all(6 < len(seen) <= 18 for seen in views.values())
 
 
+COLOUR = AugmentSpec(pad=1, flip=True, colour=0.5)
+
+
+def test_colours_are_an_images_own_in_its_epoch(synthetic: ImageSet) -> None:
+    alone = batches(synthetic, COLOUR, total_steps=20)
+    assert alone != batches(synthetic, total_steps=20)
+    assert [labels for _, labels in alone] == [labels for _, labels in batches(synthetic, total_steps=20)]
+    assert batches(synthetic, COLOUR, start_step=5, total_steps=20) == alone[5:]
+    shares = [batches(synthetic, COLOUR, rank=rank, workers=2, total_steps=20) for rank in range(2)]
+    assert [b"".join(pixels for pixels, _ in step) for step in zip(*shares, strict=True)] == [
+        pixels for pixels, _ in alone
+    ]
+
+
+def test_colour_is_for_rgb(synthetic: ImageSet) -> None:
+    grey = open_dataset(info("synthetic", channels=1), "train")
+    with pytest.raises(InvalidData, match=r"data\.augment\.colour .* have 1 channel\(s\); leave it out, or give 0"):
+        train_loader(grey, TrainSampler(len(grey), 4, seed=0, total_steps=1), COLOUR)
+
+
 def test_seeds_differ(synthetic: ImageSet) -> None:
     assert batches(synthetic, seed=1) != batches(synthetic, seed=2)
 
 
-@pytest.mark.parametrize("augment", [AUGMENT, AugmentSpec(flip=True, scale=(9, 14))])
+@pytest.mark.parametrize("augment", [AUGMENT, AugmentSpec(flip=True, scale=(9, 14), colour=0.1)])
 def test_reading_processes_give_the_same_batches(folder: ImageSet, augment: AugmentSpec) -> None:
     assert batches(folder, augment, cpus=2) == batches(folder, augment)
 

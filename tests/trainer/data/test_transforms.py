@@ -9,11 +9,14 @@ from PIL import Image
 
 from resforge.spec import AugmentSpec
 from trainer.data.transforms import (
+    COLOUR_AXES,
+    COLOUR_SHIFTS,
     NUMBERS,
     Normalisation,
     centre_crop,
     crop_and_flip,
     scale_crop_and_flip,
+    shift_colour,
     shorter_side,
 )
 
@@ -146,3 +149,30 @@ def test_normalisation_survives_being_saved() -> None:
     again = Normalisation.from_state(normalisation.to("cpu").state())
     assert torch.equal(again.mean, normalisation.mean)
     assert torch.equal(again.std, normalisation.std)
+
+
+def test_the_axes_of_colour_are_orthonormal() -> None:
+    np.testing.assert_allclose(COLOUR_AXES.T @ COLOUR_AXES, np.eye(3), atol=2e-3)
+
+
+def test_colours_are_shifted_as_published() -> None:
+    """Krizhevsky et al. 2012: the shifts' covariance has the axes' directions, and their lengths times 0.1."""
+    weights = 0.1 * np.random.default_rng(0).standard_normal((20_000, 3), dtype=np.float32)
+    grey = np.full((20_000, 1, 1, 3), 128, dtype=np.uint8)
+    shifts = (shift_colour(grey, weights)[:, 0, 0].astype(np.float64) - 128) / 255
+    expected = COLOUR_AXES @ np.diag((0.1 * COLOUR_SHIFTS) ** 2) @ COLOUR_AXES.T
+    # Rounding to whole grey levels adds a twelfth of one, squared, to the diagonal.
+    np.testing.assert_allclose(np.cov(shifts.T), expected + np.eye(3) / 12 / 255**2, atol=1e-5)
+    np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=5e-4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(*[st.floats(-100, 100, width=32)] * 3), min_size=1, max_size=4), st.integers(0, 100))
+def test_an_images_pixels_are_all_shifted_alike_and_clipped(rows: list[tuple[float, ...]], seed: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (len(rows), 3, 3, 3), dtype=np.uint8)
+    out = shift_colour(images, np.array(rows, dtype=np.float32))
+    assert (out.dtype, out.shape) == (np.uint8, images.shape)
+    for image, row, shifted in zip(images, rows, out, strict=True):
+        colour = 255 * (COLOUR_AXES.astype(np.float64) @ (np.array(row) * COLOUR_SHIFTS))
+        np.testing.assert_allclose(shifted, np.clip(image + colour, 0, 255), atol=0.51)
+    assert np.array_equal(shift_colour(images, np.zeros((len(rows), 3), dtype=np.float32)), images)
