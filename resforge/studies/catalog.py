@@ -260,6 +260,13 @@ def _preactivation(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> It
                 yield _train(spec, bench, f"{name}-{depth}", seed, model={**model, "order": order})
 
 
+# A step that changes no weight: below the last bit of any, and at no warm-up's rate.
+_STILL: Mapping[str, Any] = {
+    "lr": 1e-30, "momentum": 0, "nesterov": False, "weight_decay": 0,
+    "schedule": {"kind": "constant", "warmup_steps": 0, "warmup_lr": None},
+}  # fmt: skip
+
+
 def _identity(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> Iterator[Member]:
     shallow, deep = depths
     for seed in spec.seeds:
@@ -272,7 +279,7 @@ def _identity(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> Iterato
             start = _train(
                 spec, bench, f"{kind}-{deep}-start", seed, model=grown["model"],
                 init={**grown["init"], "freeze": True},
-                training={"steps": 1}, optim={"lr": 1e-30, "momentum": 0, "nesterov": False, "weight_decay": 0},
+                training={"steps": 1}, optim=_STILL,
             )  # fmt: skip
             yield Member(start.key, start.series, start.seed, start.document, "start")
             yield _train(spec, bench, f"{kind}-{deep}-grown", seed, **grown)
@@ -379,11 +386,14 @@ assert set(_EXPANSIONS) == set(STUDIES) == set(get_args(Study))
 
 
 def with_ids(document: Any, ids: Mapping[str, str]) -> Any:
-    """The document with every "@KEY" replaced by the job's id."""
+    """The document with every {"job": "@KEY"} naming the job's id. What names no sibling stays as it is."""
     if isinstance(document, dict):
-        return {key: with_ids(value, ids) for key, value in document.items()}
+        return {
+            key: ids.get(value[1:], value)
+            if key == "job" and isinstance(value, str) and value.startswith("@")
+            else with_ids(value, ids)
+            for key, value in document.items()
+        }
     if isinstance(document, list):
         return [with_ids(value, ids) for value in document]
-    if isinstance(document, str) and document.startswith("@"):
-        return ids[document[1:]]
     return document

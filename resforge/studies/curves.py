@@ -35,23 +35,40 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Measured]]]) -> str:
             axes.patch.set_alpha(0)
             for index, (name, members) in enumerate(group.items()):
                 _series(axes, name, members, _COLOURS[index % len(_COLOURS)])
-            axes.set(xlabel="step", ylim=(0, None), xlim=(0, None), title=title)
+            axes.set(xlabel="step", xlim=(0, None), title=title)
             axes.grid(alpha=0.15, color=_INK)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper right")
-        rows[0][0].set_ylabel("error (%)")
+        rows[0][0].set(
+            ylabel="error (%)", ylim=(0, _top([item for group in panels.values() for item in group.values()]))
+        )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
+def _top(groups: Sequence[Sequence[Measured]]) -> float:
+    """Where the axis of errors ends: the first steps' errors, near 100 %, would leave the last ones no room."""
+    means = [mean for members in groups for curves in _drawn(members) if (mean := over_seeds(curves)[1])]
+    if not means:
+        return 100.0
+    return min(max(2.5 * max(mean[-1] for mean in means), 5.0), 1.05 * max(map(max, means)) or 5.0)
+
+
+def _drawn(members: Sequence[Measured]) -> tuple[list[Curve], list[Curve]]:
+    """The curves of training and of test errors. One that broke off would cut the others' mean short."""
+    whole = [member for member in members if member.outcome == "succeeded"] or members
+    return [member.train_curve for member in whole], [member.test_curve for member in whole]
+
+
 def _series(axes: "Axes", name: str, members: Sequence[Measured], colour: str) -> None:
-    steps, mean, _, _ = over_seeds([member.train_curve for member in members])
+    training, test = _drawn(members)
+    steps, mean, _, _ = over_seeds(training)
     axes.plot(steps, mean, "--", color=colour, linewidth=1.1)
-    steps, mean, low, high = over_seeds([member.test_curve for member in members])
+    steps, mean, low, high = over_seeds(test)
     axes.plot(steps, mean, "-", color=colour, linewidth=2.2, label=name if steps else None)
-    if len(members) > 1:
+    if len(test) > 1:
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

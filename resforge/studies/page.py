@@ -2,10 +2,12 @@
 
 import base64
 import html
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from resforge.studies.benches import SETTINGS
 from resforge.studies.catalog import STUDIES
 from resforge.studies.curves import draw
 from resforge.studies.published import Published
@@ -25,7 +27,7 @@ p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; font-size: .85rem; color: var(--soft); vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, th.published, td.published { text-align: left; }
 td .soft { display: block; font-size: .78rem; }
 .finding { background: var(--card); border-left: 4px solid var(--soft); border-radius: 4px; padding: .6rem .9rem;
   margin: .6rem 0; }
@@ -33,6 +35,9 @@ td .soft { display: block; font-size: .78rem; }
 .finding b { text-transform: uppercase; font-size: .75rem; letter-spacing: .04em; margin-right: .6rem;
   color: var(--soft); }
 .finding.yes b { color: var(--yes); } .finding.no b { color: var(--no); }
+td.published { white-space: normal; min-width: 11rem; }
+.mark { font-size: .72rem; border: 1px solid currentColor; border-radius: 3px; padding: 0 .3rem; margin-left: .4rem;
+  color: var(--soft); white-space: nowrap; } .mark.yes { color: var(--yes); }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { text-align: center; }
 .pictures img { width: 100%; border-radius: 6px; background: #fff; }
 .warn { border: 1px solid var(--no); border-radius: 4px; padding: .6rem .9rem; margin: 1rem 0; }
@@ -50,7 +55,7 @@ def render(report: StudyReport, pictures: Mapping[str, Sequence[bytes]] | None =
     seeds = f"{len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''} ({', '.join(map(str, spec.seeds))})"
     sections = (
         _unfinished(report.members),
-        _section("What it says", map(_finding, report.findings)),
+        _section("What it says", _findings(report.findings)),
         _section("Curves", [_curves(report)]),
         _section("What was measured", [_table(report)]),
         _section("Inside the networks", _readings(report, pictures or {})),
@@ -85,6 +90,15 @@ def _unfinished(members: Sequence[Measured]) -> str:
     return f'<div class="warn"><b>Incomplete.</b> These jobs have no figures, and are left out:<ul>{lines}</ul></div>'
 
 
+def _findings(findings: Sequence[Finding]) -> Iterable[str]:
+    counts = [sum(finding.holds is holds for finding in findings) for holds in (True, False, None)]
+    words = ("hold", "do not hold", "are not known yet")
+    told = ", ".join(f"{count} {word}" for count, word in zip(counts, words, strict=True) if count)
+    if findings:
+        yield f'<p class="soft">Of {len(findings)} statements {told}. Differences of errors are in percentage points.</p>'
+    yield from map(_finding, findings)
+
+
 def _finding(finding: Finding) -> str:
     known = {None: ("", "not known yet"), True: ("yes", "holds"), False: ("no", "does not hold")}
     kind, word = known[finding.holds]
@@ -110,38 +124,53 @@ def _number(value: object) -> str:
 def _table(report: StudyReport) -> str:
     protocol = any(item.protocol_error for item in report.series)
     metrics = {item.published.metric for item in report.series if item.published}
-    heads = ["network", "training error %", "batches of the last epoch %", "test error %"]
-    heads += ["10-crop error %"] if protocol else []
-    heads += ["seeds", "time", f"published %<br>{html.escape(', '.join(sorted(metrics)))}"]
-    rows = "".join(f"<tr><td>{'<td>'.join(_cells(item, protocol=protocol))}</tr>" for item in report.series)
-    table = f'<div class="scroll"><table><tr><th>{"<th>".join(heads)}</tr>{rows}</table></div>'
+    names = ["network", "seeds", "training error %", "batches of the last epoch %", "test error %"]
+    heads = [f"<th>{name}" for name in (*names, *(["10-crop error %"] if protocol else []))]
+    if metrics:
+        heads.append(f'<th class="published">published: {html.escape(", ".join(sorted(metrics)))} %')
+    heads.append("<th>time of one")
+    rows = "".join(
+        f"<tr>{''.join(_cells(item, len(report.spec.seeds), protocol=protocol, compare=bool(metrics)))}</tr>"
+        for item in report.series
+    )
+    table = f'<div class="scroll"><table><tr>{"".join(heads)}</tr>{rows}</table></div>'
     notes = [
         "Errors are top-1 at the last step: mean and sample standard deviation over seeds. The training error is that "
         "of every training image, without augmentation and with running batch norm statistics."
     ]
     if any(item.published and not item.published.comparable for item in report.series):
-        notes.append("Published figures in brackets are of other images or another protocol, for orientation.")
+        notes.append(
+            "Published figures that are not comparable are of other images, another protocol or another schedule; they "
+            "are there for orientation."
+        )
     return table + "".join(f'<p class="soft">{note}</p>' for note in notes)
 
 
-def _cells(item: Series, *, protocol: bool) -> Iterable[str]:
-    yield html.escape(item.name)
+def _cells(item: Series, seeds: int, *, protocol: bool, compare: bool) -> Iterable[str]:
+    yield f"<td>{html.escape(item.name)}"
     figures = [item.train_error, item.running_train_error, item.test_error]
-    yield from map(_figure, [*figures, item.protocol_error] if protocol else figures)
-    yield str(max((len(figure.values) for figure in figures if figure), default=0))
-    yield _duration(item.seconds.mean) if item.seconds else "-"
-    yield _published(item.published)
+    measured = max((len(figure.values) for figure in figures if figure), default=0)
+    yield f"<td>{measured}" if measured == seeds else f"<td>{measured} of {seeds}"
+    for figure in [*figures, item.protocol_error] if protocol else figures:
+        yield f"<td>{_figure(figure)}"
+    if compare:
+        yield f'<td class="published">{_published(item.published)}'
+    yield f"<td>{_duration(item.seconds.mean) if item.seconds else '-'}"
 
 
 def _published(published: Published | None) -> str:
     if published is None:
         return "-"
     text = published.note if published.error is None else f"{published.error:.2f}"
-    shown = html.escape(text if published.comparable else f"({text})")
+    mark = (
+        '<span class="mark yes">comparable</span>'
+        if published.comparable
+        else '<span class="mark">not comparable</span>'
+    )
     more = (
         f"{published.source}; {published.note}" if published.note and published.error is not None else published.source
     )
-    return f'{shown}<span class="soft">{html.escape(more)}</span>'
+    return f'{html.escape(text)}{mark}<span class="soft">{html.escape(more)}</span>'
 
 
 def _figure(spread: Spread | None) -> str:
@@ -172,7 +201,8 @@ def _curves(report: StudyReport) -> str:
         return ""
     return (
         f'<figure>{draw(panels)}<figcaption class="soft">Training error (of batches) dashed, test error solid; means '
-        "over seeds, and the range of the test errors shaded.</figcaption></figure>"
+        "over the seeds that have succeeded, or over all while none has, and the range of the test errors shaded. The "
+        "axis ends at 2.5 times the largest last error.</figcaption></figure>"
     )
 
 
@@ -195,7 +225,8 @@ def _readings(report: StudyReport, pictures: Mapping[str, Sequence[bytes]]) -> I
 def _conditions(report: StudyReport) -> str:
     spec = report.spec
     facts = [
-        f"setting {spec.setting}; overrides: {spec.overrides or 'none'}",
+        f"setting {spec.setting}: {SETTINGS[spec.setting]}",
+        f"overrides: {json.dumps(spec.overrides) if spec.overrides else 'none'}",
         f"ran on: {', '.join(report.devices) or 'not told by the jobs'}",
         "versions: " + (", ".join(f"{name} {version}" for name, version in report.versions.items()) or "not told"),
     ]

@@ -155,8 +155,11 @@ def _percent(accuracy: float) -> float:
 
 
 def _thin(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    every = -(-len(curve) // MOST_POINTS) if curve else 1
-    return tuple(curve[::-1][::every][::-1])
+    """At most so many points, and the last. Curves of other lengths keep the same steps, or some of them."""
+    every = 1
+    while len(curve) > every * MOST_POINTS:
+        every *= 2
+    return (*curve[every - 1 : -1 : every], *curve[-1:])
 
 
 def summarise(study: StudyDocument, members: Sequence[Measured]) -> StudyReport:

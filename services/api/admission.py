@@ -77,10 +77,9 @@ def sources_in(services: Services, project: str, siblings: Mapping[str, Trained]
         if not reference.ends_first:
             steps = {item.manifest.step for item in stored(services.objects, job)}
             if reference.which not in steps:
-                known = ", ".join(map(str, sorted(steps)[-20:])) or "none"
-                raise NotASource(
-                    f"job {job.id} has no checkpoint of step {reference.which}; there are those of {known}"
-                )
+                known = ", ".join(map(str, sorted(steps)[-20:]))
+                there = f"its newest are those of {known}" if steps else "it has none"
+                raise NotASource(f"job {job.id} has no checkpoint of step {reference.which}; {there}")
         elif job.state in TERMINAL and job.state is not JobState.SUCCEEDED:
             raise NotASource(
                 f"job {job.id} is {job.state}, so its {reference.which} checkpoint is of no finished training; "

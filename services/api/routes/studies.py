@@ -96,7 +96,13 @@ def get_report(project: Project, services: Svc, study_id: str) -> StudyReport:
     return _report(services, project, study_id)[1]
 
 
-@router.get("/studies/{study_id}/report.html", summary="Read a study's report as a page", response_class=HTMLResponse)
+# The class of the answer is told by hand: as response_class, FastAPI would tell of errors as pages, too.
+@router.get(
+    "/studies/{study_id}/report.html",
+    summary="Read a study's report as a page",
+    response_class=Response,
+    responses={200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}},
+)
 def get_page(project: Project, services: Svc, study_id: str) -> HTMLResponse:
     """One page of HTML with its pictures inside, which runs no scripts and fetches nothing."""
     from resforge.studies.page import render  # takes a second for matplotlib

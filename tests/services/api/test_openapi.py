@@ -35,9 +35,9 @@ def test_every_route_is_there(schema: dict[str, Any]) -> None:
         "GET /v1/jobs/{job_id}/logs", "GET /v1/jobs/{job_id}/metrics", "GET /v1/jobs/{job_id}/checkpoints",
         "GET /v1/jobs/{job_id}/checkpoints/{which}", "GET /v1/jobs/{job_id}/checkpoints/{which}/download",
         "GET /v1/jobs/{job_id}/report", "POST /v1/studies", "GET /v1/studies", "GET /v1/studies/{study_id}",
-        "POST /v1/studies/{study_id}/cancel", "GET /v1/studies/{study_id}/report",
-        "GET /v1/studies/{study_id}/report.html", "GET /v1/recipes",
-        "GET /v1/recipes/{name}", "GET /v1/models", "GET /v1/datasets",
+        "DELETE /v1/studies/{study_id}", "POST /v1/studies/{study_id}/cancel", "GET /v1/studies/{study_id}/report",
+        "GET /v1/studies/{study_id}/report.html", "GET /v1/recipes", "GET /v1/recipes/{name}", "GET /v1/models",
+        "GET /v1/datasets",
         "GET /healthz", "GET /readyz", "GET /metrics",
     }  # fmt: skip
 
