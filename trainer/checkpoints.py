@@ -9,7 +9,7 @@ import io
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +36,7 @@ from resforge.storage import (
     best,
     list_checkpoints,
 )
+from trainer.schedule import BEGUN, ScheduleState
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Snapshot:
         optimizer: the optimiser's state dict (momentum).
         rng: each rank's random states, by rank.
         step: optimiser steps done; the sampler's place follows from it.
+        schedule: what the schedule of the learning rate remembers.
     """
 
     weights: dict[str, Tensor]
@@ -57,6 +59,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     rng: list[dict[str, Any]]
     step: int
+    schedule: ScheduleState = BEGUN
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,13 @@ def write_checkpoint(
         StorageError: a part or the manifest could not be written.
     """
     buffer = io.BytesIO()
-    torch.save({"optimizer": snapshot.optimizer, "rng": snapshot.rng, "step": snapshot.step}, buffer)
+    state = {
+        "optimizer": snapshot.optimizer,
+        "rng": snapshot.rng,
+        "step": snapshot.step,
+        "schedule": asdict(snapshot.schedule),
+    }
+    torch.save(state, buffer)
     contents = {
         WEIGHTS: save_tensors(_plain(snapshot.weights)),
         INPUT: save_tensors(_plain(snapshot.inputs)),
@@ -169,6 +178,7 @@ def read_checkpoint(store: ObjectStore, checkpoint: StoredCheckpoint) -> Snapsho
         optimizer=state["optimizer"],
         rng=state["rng"],
         step=state["step"],
+        schedule=ScheduleState(**state.get("schedule", {})),  # older checkpoints have none
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from resforge.spec import OptimSpec
 from trainer.optim import build_optimizer, learning_rate
+from trainer.schedule import BEGUN, warming_up
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,15 +52,24 @@ class Classifier(pl.LightningModule):
         self.total_steps = total_steps
         self.label_smoothing = label_smoothing
         self.frozen = frozen
+        self.schedule = BEGUN
         self.last_lr = self.lr
         # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone. Not a buffer:
         # DDP overwrites every rank's buffers with rank 0's before each forward pass.
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        # top-1 hits, images: of the window by whose error the warm-up may end, on this rank alone.
+        self.window = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
     def lr(self) -> float:
         """The learning rate of the step to come."""
-        return learning_rate(self.optim, self.step, self.total_steps)
+        return learning_rate(self.optim, self.step, self.total_steps, self.schedule)
+
+    @property
+    def awaits_error(self) -> bool:
+        """Whether the step to come belongs to a warm-up that the training error may end."""
+        schedule = self.optim.schedule
+        return schedule.warmup_until_error is not None and warming_up(schedule, self.schedule, self.step)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -72,7 +82,10 @@ class Classifier(pl.LightningModule):
         logits = self.network(self.normalise(images))
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
-            self.sums += _sums(loss, logits, labels)
+            sums = _sums(loss, logits, labels)
+            self.sums += sums
+            if self.awaits_error:
+                self.window += sums[1::2]
         return loss
 
     def optimizer_step(

@@ -7,24 +7,26 @@ import torch
 from torch import nn
 
 from resforge.spec import OptimSpec
+from trainer.schedule import BEGUN, ScheduleState, cut_rate, warm_up_end
 
 
-def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
+def learning_rate(optim: OptimSpec, step: int, total_steps: int, state: ScheduleState = BEGUN) -> float:
     """The rate for optimiser step `step` (from 0) of `total_steps`.
 
     `step` divides at fractions of the whole run (He et al. 2015, section 4.2: at 32k and 48k of 64k iterations);
-    `cosine` falls from the full rate, behind the warm-up, to zero at the end.
+    `cosine` falls from the full rate, behind the warm-up, to zero at the end; `plateau` has the cuts of `state`.
     """
     schedule = optim.schedule
-    if step < schedule.warmup_steps:
+    warm = warm_up_end(schedule, state)
+    if warm is None or step < warm:
         return schedule.warmup_lr if schedule.warmup_lr is not None else optim.lr * (step + 1) / schedule.warmup_steps
     if schedule.kind == "step":
         passed = sum(step >= round(milestone * total_steps) for milestone in schedule.milestones)
         return optim.lr * schedule.gamma**passed
     if schedule.kind == "cosine":
-        length = max(1, total_steps - schedule.warmup_steps)
-        return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / length))
-    return optim.lr
+        length = max(1, total_steps - warm)
+        return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / length))
+    return cut_rate(optim, state) if schedule.kind == "plateau" else optim.lr
 
 
 def build_optimizer(optim: OptimSpec, network: nn.Module) -> torch.optim.SGD:

@@ -28,6 +28,7 @@ from trainer.callbacks.checkpointing import Checkpointing
 from trainer.callbacks.control import Control
 from trainer.callbacks.evaluation import Evaluation
 from trainer.callbacks.restore import Restore
+from trainer.callbacks.schedule import Schedule
 from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
@@ -166,11 +167,13 @@ def _train(
         plugins=[place.environment],
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
         gradient_clip_val=spec.optim.clip_norm,
-        # Ours, in this order: a checkpoint holds the evaluation of its step, and a stop comes after both.
+        # Ours, in this order: a checkpoint holds the evaluation of its step and what the schedule made of it, and a
+        # stop comes after both.
         callbacks=[
             Restore(run, snapshot),
             Telemetry(run),
             Evaluation(run, tests, held_out_split, own),
+            Schedule(run),
             Checkpointing(run, normalisation.state()),
             Control(run),
         ],
@@ -195,7 +198,7 @@ def _network(job: JobDocument, store: ObjectStore, snapshot: Snapshot | None) ->
         torch.manual_seed(job.spec.training.seed)
         network = build(described(job))
     if job.spec.init is not None and job.spec.init.freeze:
-        freeze_backbone(network)
+        freeze_backbone(network, described(job).head)
     return network
 
 

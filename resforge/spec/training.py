@@ -9,18 +9,43 @@ from resforge.spec.base import Part
 
 
 class ScheduleSpec(Part):
-    """The learning rate over the steps: a constant warm-up, then division at milestones, or a cosine."""
+    """The learning rate over the steps: a warm-up, then cuts at milestones or where the error stays, or a cosine."""
 
-    kind: Literal["step", "cosine", "constant"] = "step"
+    kind: Literal["step", "cosine", "constant", "plateau"] = Field(
+        default="step",
+        description="step: cut at milestones. plateau: cut when the held-out error has stopped falling (He et al. "
+        "2015, section 3.4). cosine: fall to 0 by the end. constant: stay.",
+    )
     milestones: tuple[float, ...] = Field(
         default=(0.5, 0.75),
         description="Fractions of the whole run at which the rate is multiplied by gamma. "
         "The paper's 32k and 48k of 64k iterations are 0.5 and 0.75.",
     )
-    gamma: float = Field(default=0.1, gt=0, le=1)
+    gamma: float = Field(default=0.1, gt=0, le=1, description="What a cut multiplies the rate by.")
+    patience: int = Field(
+        default=5,
+        ge=1,
+        le=10_000,
+        description="For plateau: cut after so many evaluations in a row without a lower error.",
+    )
+    threshold: float = Field(
+        default=0.001,
+        ge=0,
+        lt=1,
+        description="For plateau: an error is lower when it is below the lowest so far by more than this fraction of "
+        "the images.",
+    )
+    min_lr: float = Field(default=0.0, ge=0, description="For plateau: cuts end at this rate.")
     warmup_steps: int = Field(default=0, ge=0)
     warmup_lr: float | None = Field(
         default=None, gt=0, description="The constant rate of the warm-up. Left out: a linear ramp from 0."
+    )
+    warmup_until_error: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Stay at warmup_lr until the training error of ten steps is below this fraction, for warmup_steps "
+        "at most where they are given (He et al. 2015, section 4.2: 0.01 until below 0.8, for 110 layers).",
     )
 
     @model_validator(mode="after")
@@ -31,6 +56,24 @@ class ScheduleSpec(Part):
                 "milestones must be rising fractions of the run, each above 0 and below 1",
                 {"field": "milestones"},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_applies(self) -> Self:
+        # A cosine or a constant has always been accepted with milestones and a gamma that it does not use.
+        accepted = {name: field.default for name, field in type(self).model_fields.items()}
+        idle = ("milestones",) if self.kind == "plateau" else ("patience", "threshold", "min_lr")
+        for name in idle:
+            if getattr(self, name) != accepted[name]:
+                raise _refusal(
+                    name,
+                    "{name} does not go with kind {kind}; leave it out, or give kind: {owner}",
+                    name=name,
+                    kind=self.kind,
+                    owner="step" if self.kind == "plateau" else "plateau",
+                )
+        if self.warmup_until_error is not None and self.warmup_lr is None:
+            raise _refusal("warmup_until_error", "warmup_until_error needs warmup_lr, the rate until then")
         return self
 
 
@@ -52,6 +95,12 @@ class OptimSpec(Part):
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and self.momentum == 0:
             raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0", {"field": "nesterov"})
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_end_below_the_rate(self) -> Self:
+        if self.schedule.min_lr >= self.lr:
+            raise _refusal("schedule.min_lr", "cuts end below the rate that they begin at, {lr}", lr=self.lr)
         return self
 
 
@@ -113,3 +162,7 @@ class RetrySpec(Part):
     worker_restarts: int = Field(default=8, ge=0, le=1000, description="Dead workers replaced inside an attempt.")
     infrastructure: int = Field(default=8, ge=0, le=1000, description="New attempts after a driver or head was lost.")
     errors: int = Field(default=0, ge=0, le=100, description="New attempts after the training itself failed.")
+
+
+def _refusal(field: str, message: str, **context: object) -> PydanticCustomError:
+    return PydanticCustomError(field.rpartition(".")[2], message, {**context, "field": field})

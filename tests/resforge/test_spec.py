@@ -113,6 +113,21 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"data__augment__colour": -0.1}, "/data/augment/colour", "greater than or equal to 0"),
     ({"optim__schedule__milestones": [0.75, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
     ({"optim__schedule__milestones": [0.5, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
+    (
+        {"optim__schedule": {"kind": "plateau", "milestones": [0.5]}},
+        "/optim/schedule/milestones",
+        "does not go with kind plateau; leave it out, or give kind: step",
+    ),
+    ({"optim__schedule": {"patience": 3}}, "/optim/schedule/patience", "leave it out, or give kind: plateau"),
+    ({"optim__schedule": {"kind": "cosine", "threshold": 0.1}}, "/optim/schedule/threshold", "not go with kind cosine"),
+    ({"optim__schedule": {"kind": "constant", "min_lr": 0.1}}, "/optim/schedule/min_lr", "not go with kind constant"),
+    ({"optim__schedule": {"kind": "plateau", "min_lr": 0.1}}, "/optim/schedule/min_lr", "the rate that they begin at"),
+    ({"optim__schedule": {"warmup_until_error": 0.8}}, "/optim/schedule/warmup_until_error", "needs warmup_lr"),
+    (
+        {"optim__schedule": {"warmup_until_error": 80, "warmup_lr": 0.01}},
+        "/optim/schedule/warmup_until_error",
+        "less than 1",
+    ),
     ({"optim__schedule__milestones": [32000]}, "/optim/schedule/milestones", "each above 0 and below 1"),
     ({"optim": {"nesterov": True, "momentum": 0}}, "/optim/nesterov", "a momentum above 0"),
     # names
@@ -181,6 +196,14 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_names_of_networks(fields: dict[str, Any], name: str) -> None:
     assert ModelSpec.model_validate(fields).name == name
+
+
+def test_schedules_that_were_accepted_still_are() -> None:
+    """A cosine has no milestones, and specs that gave them are kept in object storage."""
+    old = {"kind": "cosine", "milestones": [0.2], "gamma": 0.5, "warmup_steps": 3, "warmup_lr": 0.01}
+    schedule = TrainSpec.model_validate(document(optim__schedule=old)).optim.schedule
+    assert {name: getattr(schedule, name) for name in old} == {**old, "milestones": (0.2,)}
+    assert schedule.warmup_until_error is None
 
 
 def test_lengths_in_steps() -> None:

@@ -1,7 +1,9 @@
 """Checkpoints: what is written is what is read, damage is noticed, and only what may go is removed."""
 
+import io
 import random
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ from trainer.checkpoints import (
     set_rng_state,
     write_checkpoint,
 )
+from trainer.schedule import ScheduleState
 
 pytestmark = pytest.mark.stack
 
@@ -55,6 +58,7 @@ def _snapshot(step: int) -> Snapshot:
         optimizer={"state": {0: {"momentum_buffer": weight * 2}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         rng=[rng_state(), rng_state()],
         step=step,
+        schedule=ScheduleState(warm_at=step, best_error=0.25, bad_evaluations=1, cuts=2, hits=3, images=4),
     )
 
 
@@ -82,6 +86,20 @@ def test_what_is_read_is_what_was_written(store: ObjectStore) -> None:
     assert torch.equal(read.inputs["mean"], written.inputs["mean"])
     assert torch.equal(read.optimizer["state"][0]["momentum_buffer"], written.optimizer["state"][0]["momentum_buffer"])
     assert len(read.rng) == 2
+    assert read.schedule == written.schedule
+
+
+def test_a_checkpoint_from_before_schedules_had_a_state_is_read(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(state: dict[str, Any], buffer: io.BytesIO) -> None:
+        whole({name: state[name] for name in ("optimizer", "rng", "step")}, buffer)
+
+    whole = torch.save
+    monkeypatch.setattr("trainer.checkpoints.torch.save", save)
+    checkpoint = write_checkpoint(store, JobPrefix.of("p", "older"), JOB, _snapshot(7), _moment())
+    read = read_checkpoint(store, checkpoint)
+    assert (read.step, read.schedule) == (7, ScheduleState())
 
 
 def test_random_states_are_taken_up_again() -> None:

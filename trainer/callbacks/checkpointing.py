@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import torch
@@ -43,6 +44,10 @@ class Checkpointing(Callback):
             dist.all_gather_object(states, rng_state())
         else:
             states = [rng_state()]
+        schedule = module.schedule
+        if module.awaits_error:
+            hits, images = map(int, run.total_over_ranks(module.window).tolist())
+            schedule = replace(schedule, hits=hits, images=images)
         # Sums of the whole: NaN or infinity anywhere shows. Weights are alike on all ranks, so all come to the same.
         if not all(bool(torch.isfinite(p).all()) for p in module.network.parameters()):
             raise NonFiniteLoss(step=run.step, lr=module.last_lr)
@@ -53,6 +58,7 @@ class Checkpointing(Callback):
                 optimizer=trainer.optimizers[0].state_dict(),
                 rng=states,
                 step=run.step,
+                schedule=schedule,
             )
             self._write(snapshot, time.perf_counter() - started)
 

@@ -1,5 +1,7 @@
 """Takes up a run's state at its start, after DDP was warmed up, so that a resumed run equals one that never stopped."""
 
+from dataclasses import replace
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
@@ -37,9 +39,14 @@ class Restore(Callback):
             module.zero_grad(set_to_none=True)
         module.network.load_state_dict(self.snapshot.weights if self.snapshot else fresh)
         module.sums.zero_()
+        module.window.zero_()
         set_rng_state(rng)
         if self.snapshot:
             trainer.optimizers[0].load_state_dict(self.snapshot.optimizer)
+            schedule = self.snapshot.schedule
+            module.schedule = replace(schedule, hits=0, images=0)
+            if self.run.rank == 0:  # the window is summed over the ranks, of which there may be others now
+                module.window += module.window.new_tensor([schedule.hits, schedule.images])
             if self.run.rank < len(self.snapshot.rng):
                 set_rng_state(self.snapshot.rng[self.run.rank])
         self.snapshot = None  # free the memory
