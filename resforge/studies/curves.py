@@ -1,6 +1,7 @@
 """A study's curves as SVG: training error dashed, test error solid, as in the paper's figures; means over seeds."""
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,11 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Measured]]]) -> str:
 
 
 def _top(groups: Sequence[Sequence[Measured]]) -> float:
-    """Where the axis of errors ends: the first steps' errors, near 100 %, would leave the last ones no room."""
+    """Where the axis of errors ends: the first steps', and a network that does not train, would leave no room."""
     means = [mean for members in groups for curves in _drawn(members) if (mean := over_seeds(curves)[1])]
     if not means:
         return 100.0
-    return min(max(2.5 * max(mean[-1] for mean in means), 5.0), 1.05 * max(map(max, means)) or 5.0)
+    return min(max(3 * statistics.median(mean[-1] for mean in means), 5.0), 1.05 * max(map(max, means)) or 5.0)
 
 
 def _drawn(members: Sequence[Measured]) -> tuple[list[Curve], list[Curve]]:

@@ -95,7 +95,7 @@ def _findings(findings: Sequence[Finding]) -> Iterable[str]:
     words = ("hold", "do not hold", "are not known yet")
     told = ", ".join(f"{count} {word}" for count, word in zip(counts, words, strict=True) if count)
     if findings:
-        yield f'<p class="soft">Of {len(findings)} statements {told}. Differences of errors are in percentage points.</p>'
+        yield f'<p class="soft">Of {len(findings)} statements {told}. Differences are in percentage points.</p>'
     yield from map(_finding, findings)
 
 
@@ -202,7 +202,7 @@ def _curves(report: StudyReport) -> str:
     return (
         f'<figure>{draw(panels)}<figcaption class="soft">Training error (of batches) dashed, test error solid; means '
         "over the seeds that have succeeded, or over all while none has, and the range of the test errors shaded. The "
-        "axis ends at 2.5 times the largest last error.</figcaption></figure>"
+        "axis ends at three times the median last error; what stays above it is in the table.</figcaption></figure>"
     )
 
 
