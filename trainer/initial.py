@@ -12,8 +12,6 @@ from trainer.models import build
 from trainer.models.grow import grow
 from trainer.sources import Source, open_source
 
-CLASSIFIER = "fc."
-
 
 def described(job: JobDocument) -> Network:
     """The network that a training job asks for, for its data set's images."""
@@ -43,10 +41,10 @@ def initial_network(job: JobDocument, store: ObjectStore) -> nn.Module:
     return network
 
 
-def freeze_backbone(network: nn.Module) -> None:
-    """Let the classifier alone be trained: nothing else has a gradient, and batch norm's statistics stay."""
+def freeze_backbone(network: nn.Module, head: str) -> None:
+    """Let the layer `head` alone be trained: nothing else has a gradient, and batch norm's statistics stay."""
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(CLASSIFIER))
+        parameter.requires_grad_(name.startswith(f"{head}."))
 
 
 def _take(network: nn.Module, source: Source, take: str, wanted: Network) -> None:
@@ -58,8 +56,8 @@ def _take(network: nn.Module, source: Source, take: str, wanted: Network) -> Non
             )
             weights = grow(weights, before, wanted)
         elif take == "backbone":
-            own = network.state_dict()
-            weights = {name: own[name] if name.startswith(CLASSIFIER) else value for name, value in weights.items()}
+            head = f"{wanted.head}."
+            weights |= {name: value for name, value in network.state_dict().items() if name.startswith(head)}
         network.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         raise SourceUnavailable(f"{manifest.model.name} of job {manifest.job} can't be taken: {error}") from error

@@ -144,6 +144,11 @@ class Network(ABC):
     classes: int
     image_size: int
 
+    @property
+    @abstractmethod
+    def head(self) -> str:
+        """The name of the layer that gives the logits; all before it is the backbone."""
+
     @abstractmethod
     def layers(self) -> Iterator[Conv | Norm | Linear]:
         """Every layer in the order of the forward pass; one that is passed twice comes twice, under one name."""

@@ -35,6 +35,10 @@ class ResidualNetwork(Network):
     last_norm: bool = False
 
     @property
+    def head(self) -> str:
+        return "fc"
+
+    @property
     def features(self) -> int:
         """Channels that reach the classifier."""
         return self.stages[-1][-1].out_channels

@@ -23,6 +23,10 @@ class VggNetwork(Network):
     stages: tuple[tuple[Conv, ...], ...]
     hidden: int
 
+    @property
+    def head(self) -> str:
+        return "classifier.6"
+
     def layers(self) -> Iterator[Conv | Norm | Linear]:
         for stage in self.stages:
             yield from stage

@@ -40,12 +40,27 @@ class LesionsReading(Part):
     swaps: int = Field(default=5, ge=0, le=1000, description="Swap up to so many pairs of blocks of one shape.")
 
 
+class PathsReading(Part):
+    """Path lengths, and their share of the gradient (Veit et al. 2016, section 5)."""
+
+    name: Literal["paths"] = "paths"
+    batch: int = Field(default=32, ge=2, le=65_536, description="Images whose mean loss is differentiated.")
+    draws: int = Field(default=8, ge=1, le=1000, description="Paths drawn of each length.")
+
+
 class LandscapeReading(Part):
     """A filter-normalised two-dimensional loss landscape (Li et al. 2018)."""
 
     name: Literal["landscape"] = "landscape"
     points: int = Field(default=21, ge=3, le=401, description="Points along each of the two directions; odd.")
     span: float = Field(default=1.0, gt=0, le=100, description="From -span to span, in units of the filters' norms.")
+
+
+class OdeReading(Part):
+    """Blocks as steps of Euler's method, halved and doubled (Chang et al. 2018)."""
+
+    name: Literal["ode"] = "ode"
+    levels: int = Field(default=2, ge=1, le=6, description="Halve, and double, so many times.")
 
 
 class SmoothingReading(Part):
@@ -67,8 +82,10 @@ Reading = Annotated[
     | Annotated[GradientsReading, Tag("gradients")]
     | Annotated[TravelReading, Tag("travel")]
     | Annotated[LesionsReading, Tag("lesions")]
+    | Annotated[PathsReading, Tag("paths")]
     | Annotated[LandscapeReading, Tag("landscape")]
+    | Annotated[OdeReading, Tag("ode")]
     | Annotated[SmoothingReading, Tag("smoothing")],
     Discriminator(_name),  # not the field's name, which pydantic refuses beside Part's validator
 ]
-READINGS = ("responses", "gradients", "travel", "lesions", "landscape", "smoothing")
+READINGS = ("responses", "gradients", "travel", "lesions", "paths", "landscape", "ode", "smoothing")

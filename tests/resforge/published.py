@@ -20,14 +20,17 @@ class Row(NamedTuple):
     macs: float | None
     unit: float
 
+    others: tuple[tuple[str, str], ...] = ()
+
     @property
     def id(self) -> str:
-        return f"{self.family}-{self.depth}-{self.shortcut}-{self.variant}-{self.size}x{self.channels}"
+        names = (self.family, self.depth, self.shortcut, self.variant, *(value for _, value in self.others))
+        return f"{'-'.join(map(str, names))}-{self.size}x{self.channels}"
 
     @property
     def network(self) -> Network:
         fields = {name: getattr(self, name) for name in ("family", "depth", "shortcut", "variant")}
-        model = ModelSpec.model_validate(fields)
+        model = ModelSpec.model_validate({**fields, **dict(self.others)})
         return model.network(channels=self.channels, classes=self.classes, image_size=self.size)
 
 
@@ -37,6 +40,11 @@ def _imagenet(depth: int, shortcut: str, variant: str, parameters: int, gmacs: f
 
 def _cifar(depth: int, shortcut: str, parameters: int, macs: float, unit: float = 1e6) -> Row:
     return Row("cifar", depth, shortcut, "v1", 3, 10, 32, parameters, macs, unit)
+
+
+def _vgg(depth: int, norm: str, parameters: int, gmacs: float) -> Row:
+    """Parameters and multiply-adds as torchvision publishes them."""
+    return Row("vgg", depth, "none", "v1", 3, 1000, 224, parameters, gmacs, 1e9, (("norm", norm),))
 
 
 _CIFAR = (
@@ -62,6 +70,22 @@ ROWS: tuple[Row, ...] = (
     _imagenet(34, "C", "v1", 22_716_840, None),
     *(_cifar(depth, shortcut, *figures) for depth, *figures in _CIFAR for shortcut in ("none", "A")),
     Row("cifar", 20, "A", "v1", 1, 10, 28, 269_434, None, 1e6),
+    # As timm publishes it.
+    _imagenet(200, "B", "v1.5", 64_673_832, 15.01),
+    _vgg(11, "none", 132_863_336, 7.609),
+    _vgg(11, "batch", 132_868_840, 7.609),
+    _vgg(13, "none", 133_047_848, 11.308),
+    _vgg(13, "batch", 133_053_736, 11.308),
+    _vgg(16, "none", 138_357_544, 15.47),
+    _vgg(16, "batch", 138_365_992, 15.47),
+    _vgg(19, "none", 143_667_240, 19.632),
+    _vgg(19, "batch", 143_678_248, 19.632),
+)
+
+# Published in millions (Zagoruyko and Komodakis 2016, table 5): fields, parameters.
+MILLIONS: tuple[tuple[dict[str, object], float], ...] = (
+    ({"family": "cifar", "depth": 110, "order": "pre"}, 1.7),
+    ({"family": "cifar", "depth": 164, "block": "bottleneck", "order": "pre"}, 1.7),
 )
 
 # Recipe -> the error published for it, in percent.

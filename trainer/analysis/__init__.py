@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resforge.spec.readings import READINGS, Reading
-from trainer.analysis import gradients, landscape, lesions, responses, smoothing, travel
+from trainer.analysis import gradients, landscape, lesions, ode, paths, responses, smoothing, travel
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject, here
 
 _MODULES: Mapping[str, Any] = {
@@ -13,7 +13,9 @@ _MODULES: Mapping[str, Any] = {
     "gradients": gradients,
     "travel": travel,
     "lesions": lesions,
+    "paths": paths,
     "landscape": landscape,
+    "ode": ode,
     "smoothing": smoothing,
 }
 SOURCES: Mapping[str, str] = {
@@ -21,7 +23,9 @@ SOURCES: Mapping[str, str] = {
     "gradients": "He et al. 2016, section 2",
     "travel": "after He et al. 2015, section 1",
     "lesions": "Veit et al. 2016, section 4",
+    "paths": "Veit et al. 2016, section 5",
     "landscape": "Li et al. 2018, section 4",
+    "ode": "Chang et al. 2018, section 3",
     "smoothing": "Santurkar et al. 2018, section 3",
 }
 assert set(_MODULES) == set(SOURCES) == set(READINGS)

@@ -1,8 +1,9 @@
 """Gradient norms by block, and the part that comes through the shortcut.
 
-Of a block that computes relu(F(x) + s(x)), with g the gradient of the mean loss at the sum, the gradient at x is
-J_F' g + J_s' g. Reported are the 2-norms of the whole and of both parts, and the norm of the gradient of the block's
-own weights; at the checkpoint, and for the network as it was initialised (He et al. 2016, section 2).
+Of a block that computes F(x) + s(x), with g the gradient of the mean loss at the sum, the gradient at x is J_F' g +
+J_s' g; factors and gates count with what they weigh, and what comes through a gate's own input with neither. Reported
+are the 2-norms of the whole and of both parts, and the norm of the gradient of the block's own weights; at the
+checkpoint, and for the network as it was initialised (He et al. 2016, section 2).
 
 Units: nats by unit of the activation or weight. Batch normalisation uses the batch's statistics, as in training.
 Pitfalls: the norms of the parts do not add up to the whole's, since the parts are vectors; norms of gradients at
@@ -23,7 +24,8 @@ from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 UNITS = {
     "blocks": "names of the blocks in the order of the forward pass",
     "trained": "at the checkpoint: for each block the 2-norms of the gradients at its input (input), of the parts that "
-    "come through F (residual) and the shortcut (shortcut; null in a plain block), and of its weights (weights)",
+    "come through F (residual) and the shortcut (shortcut; null in a plain block), and of its weights "
+    "(weights; null where they are another block's)",
     "initial": "the same for the network as it was before training",
     "first_to_last": "weights' norm of the first block divided by the last one's, at the checkpoint and initially",
 }
@@ -31,6 +33,7 @@ UNITS = {
 
 def read(reading: GradientsReading, subject: Subject, progress: Progress, spread: Spread) -> Outcome:
     must_be_finite(subject.network)
+    names = [name for name, _ in blocks_of(subject.network)]
     images, labels = first_batch(subject, reading.batch)
     found = {}
     for index, (when, network) in enumerate(
@@ -38,7 +41,6 @@ def read(reading: GradientsReading, subject: Subject, progress: Progress, spread
     ):
         found[when] = _norms(network.train(), images, labels)
         progress(index + 1, 2)
-    names = [name for name, _ in blocks_of(subject.network)]
     values = {
         "blocks": names,
         **found,
@@ -50,30 +52,28 @@ def read(reading: GradientsReading, subject: Subject, progress: Progress, spread
 def _norms(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    seen: list[tuple[Tensor, Tensor, Tensor | None, Tensor]] = []
-
-    x = network.maxpool(F.relu(network.bn1(network.conv1(images))))
+    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    x = network.stem(images)
     for _, block in blocks_of(network):
         # Two copies of the input, so that autograd keeps the two ways apart.
         through_f, through_s = x.clone(), x.clone()
-        through_f.retain_grad()
-        through_s.retain_grad()
-        x.retain_grad()
+        for copied in (x, through_f, through_s):
+            copied.retain_grad()
         skipped = block.skip(through_s)
-        y = block.residual(through_f)
-        seen.append((x, through_f, None if skipped is None else through_s, y))
-        x = F.relu(y if skipped is None else y + skipped)
-    loss = F.cross_entropy(network.fc(x.mean((2, 3))), labels)
+        seen.append((x, through_f, None if skipped is None else through_s))
+        x = block.join(x, block.residual(through_f), skipped)
+    loss = F.cross_entropy(network.head(x), labels)
     loss.backward()
     rows = []
-    for (whole, by_f, by_s, _), (_, block) in zip(seen, blocks_of(network), strict=True):
-        weights = torch.stack([p.grad.norm() for p in block.parameters() if p.grad is not None]).norm()
+    for (whole, by_f, by_s), (_, block) in zip(seen, blocks_of(network), strict=True):
+        weights = [p.grad.norm() for p in block.parameters() if p.grad is not None]
         rows.append(
             {
                 "input": _norm(whole.grad),
                 "residual": _norm(by_f.grad),
                 "shortcut": None if by_s is None else _norm(by_s.grad),
-                "weights": finite(float(weights)),
+                # A repeated block has no weights of its own.
+                "weights": finite(float(torch.stack(weights).norm())) if weights else None,
             }
         )
     return rows
@@ -84,8 +84,8 @@ def _norm(gradient: Tensor | None) -> float | None:
 
 
 def _ratio(rows: list[dict[str, float | None]]) -> float | None:
-    first, last = rows[0]["weights"], rows[-1]["weights"]
-    return finite(first / last) if first is not None and last else None
+    known = [row["weights"] for row in rows if row["weights"] is not None]
+    return finite(known[0] / known[-1]) if known and known[-1] else None
 
 
 def _draw(title: str, found: dict[str, list[dict[str, float | None]]]) -> bytes:

@@ -1,7 +1,7 @@
 """Lesions: the error of a trained network after blocks are deleted or swapped (Veit et al. 2016, section 4).
 
-A deleted residual block leaves its shortcut, relu(s(x)). A plain block that keeps its shape is left out altogether;
-one that changes it, and the stem, can't be. Swaps exchange two blocks of one shape.
+A deleted residual block leaves its shortcut, with whatever weighs it: F(x) becomes 0. A plain block that keeps its
+shape is left out altogether; one that changes it, and the stem, can't be. Swaps exchange two blocks of one shape.
 
 Units: top-1 errors from 0 to 1, without any training after the lesion. Pitfalls: batch norm's statistics behind a
 lesion are those of the whole network; chance is (classes - 1) / classes.
@@ -12,7 +12,6 @@ import random
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resforge.spec.readings import LesionsReading
 from trainer.analysis.common import blocks_of, measure, must_be_finite, png
@@ -34,10 +33,10 @@ class _Deleted(nn.Module):
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
-        self.shortcut = block.downsample
+        self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.shortcut is None else F.relu(self.shortcut(x))
+        return x if self.block.plain else self.block.join(x, None, self.block.skip(x))
 
 
 def read(reading: LesionsReading, subject: Subject, progress: Progress, spread: Spread) -> Outcome:

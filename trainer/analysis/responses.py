@@ -1,9 +1,10 @@
 """Layer responses: the standard deviation of each 3x3 layer's output, after batch normalisation and before the
 nonlinearity or the addition, in evaluation mode (He et al. 2015, section 4.2, figure 7).
 
-Units: those of the activations. Residual networks respond less than plain ones, deeper ones less still.
-Pitfalls: over a bottleneck only the 3x3 layers count, as in the paper; the deviation is over images, places and
-channels together, so a layer whose channels differ in mean responds more.
+Units: those of the activations. Residual networks respond less than plain ones, deeper ones less still. Pitfalls: in
+pre-activation order no batch norm stands behind a convolution, so its output itself is read, on another scale; over a
+bottleneck only the 3x3 layers count, as in the paper; the deviation is over images, places and channels together, so a
+layer whose channels differ in mean responds more.
 """
 
 import math
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from resforge.spec.readings import ResponsesReading
-from trainer.analysis.common import batches, blocks_of, png
+from trainer.analysis.common import batches, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
+from trainer.models.residual import ResidualBlock
 
 UNITS = {
     "layers": "names of the 3x3 layers in the order of the forward pass",
@@ -51,16 +53,20 @@ def read(reading: ResponsesReading, subject: Subject, progress: Progress, spread
 
 
 def _layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Each 3x3 convolution's name, with the batch norm behind it; the stem too where it is 3x3."""
+    """Each 3x3 convolution's name, and the module whose output is its response; a gate is none."""
+    modules = dict(network.named_modules())
     found: list[tuple[str, nn.Module]] = []
-    blocks = blocks_of(network)
-    if network.conv1.kernel_size == (3, 3):
-        found.append(("conv1", network.bn1))
-    for name, block in blocks:
-        for number in (1, 2, 3):
-            conv = getattr(block, f"conv{number}", None)
-            if conv is not None and conv.kernel_size == (3, 3):
-                found.append((f"{name}.conv{number}", getattr(block, f"bn{number}")))
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3) or last == "gate":
+            continue
+        owner = modules[parent]
+        if isinstance(owner, ResidualBlock) and owner.pre:
+            found.append((name, module))  # its batch norm stands before it
+            continue
+        norm = f"bn{last.removeprefix('conv')}" if last.startswith("conv") else str(int(last) + 1)
+        behind = modules.get(f"{parent}.{norm}".lstrip("."))
+        found.append((name, behind if isinstance(behind, nn.BatchNorm2d) else module))
     return found
 
 

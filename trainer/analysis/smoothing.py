@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resforge.spec.readings import SmoothingReading
-from trainer.analysis.common import blocks_of, finite, first_batch, must_be_finite, png
+from trainer.analysis.common import finite, first_batch, must_be_finite, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 from trainer.errors import Unreadable
 
@@ -34,7 +34,8 @@ UNITS = {
 
 def read(reading: SmoothingReading, subject: Subject, progress: Progress, spread: Spread) -> Outcome:
     must_be_finite(subject.network)
-    blocks_of(subject.network)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in subject.network.modules()):
+        raise Unreadable("the network has no batch normalisation, so there is no reading with and without")
     images, labels = first_batch(subject, reading.batch * reading.batches)
     chunks = [(images[index :: reading.batches], labels[index :: reading.batches]) for index in range(reading.batches)]
     if min(len(chunk) for _, chunk in chunks) < 2:

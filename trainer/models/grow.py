@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from resforge.networks import Block, Network
+from resforge.networks import Block, Network, ResidualNetwork
 
 EPS = 1e-5  # of batch normalisation
 
@@ -17,8 +17,9 @@ EPS = 1e-5  # of batch normalisation
 def grow(shallow: dict[str, Tensor], before: Network, after: Network) -> dict[str, Tensor]:
     """The state dict of a deeper network whose first blocks of each stage are the shallow one's.
 
-    A residual block is an identity when the last batch norm's weight is 0: F(x) = 0, and the input of a block is a
-    relu's output, so relu(x + 0) = x. A plain one is when its kernels are Dirac's and its batch norm undoes nothing.
+    A residual block is an identity when the last batch norm's weight is 0: F(x) = 0, and what a post-activation block
+    sees is a relu's output, so relu(x + 0) = x. A plain one is when its kernels are Dirac's and its batch norm undoes
+    nothing.
 
     Args:
         shallow: the state dict of the network `before`.
@@ -28,6 +29,8 @@ def grow(shallow: dict[str, Tensor], before: Network, after: Network) -> dict[st
         ValueError: the networks differ in more than in blocks at the end of stages, or the added blocks can't be
             identities.
     """
+    if not isinstance(before, ResidualNetwork) or not isinstance(after, ResidualNetwork):
+        raise ValueError("only networks of blocks grow; those of the cifar and imagenet families are accepted")
     if before.stem != after.stem or before.classes != after.classes or len(before.stages) != len(after.stages):
         raise ValueError("only networks of the same family, width, images and classes grow into each other")
     state = dict(shallow)
@@ -42,15 +45,19 @@ def grow(shallow: dict[str, Tensor], before: Network, after: Network) -> dict[st
 
 
 def _identity(block: Block) -> dict[str, Tensor]:
-    if block.in_channels != block.out_channels or block.stride != 1 or block.shortcut not in ("identity", "none"):
+    if block.changes_shape or block.shortcut not in ("identity", "none"):
         raise ValueError(f"the block {block.name} can't be an identity: its shortcut is {block.shortcut}")
+    if block.gated != "none" or block.shortcut_scale != 1 or block.shares:
+        how = "shares its weights" if block.shares else "weighs its shortcut"
+        raise ValueError(f"the block {block.name} can't be an identity: it {how}")
     plain = block.shortcut == "none"
     if plain and any(conv.kernel == 1 for conv in block.convs):
         raise ValueError(f"the plain bottleneck {block.name} can't be an identity: it narrows")
     state: dict[str, Tensor] = {}
     for number, conv in enumerate(block.convs, start=1):
         shape = (conv.out_channels, conv.in_channels, conv.kernel, conv.kernel)
-        norm, channels = f"{block.name}.bn{number}", conv.out_channels
+        norm = f"{block.name}.bn{number}"
+        channels = conv.in_channels if conv.norm == "before" else conv.out_channels
         if plain:
             kernel = torch.nn.init.dirac_(torch.empty(shape))
             # A variance of 1 - eps makes the divisor sqrt(1 - eps + eps) = 1, exactly.

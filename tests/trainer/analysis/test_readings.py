@@ -14,10 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from resforge.spec.readings import READINGS, Reading
+from tests.trainer.analysis.conftest import subject_of
 from trainer.analysis import SOURCES, read
 from trainer.analysis.common import first_batch, measure
+from trainer.analysis.paths import gradient_along
 from trainer.analysis.subject import Outcome, Subject, here
 from trainer.errors import Unreadable
+from trainer.models import ResNet
 
 READING: TypeAdapter[Any] = TypeAdapter(Reading)
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "landscape": {"points": 3},
     "smoothing": {"batch": 16, "batches": 2, "steps": 3},
     "gradients": {"batch": 32},
+    "paths": {"batch": 16, "draws": 2},
+    "ode": {"levels": 1},
 }
 
 pytestmark = pytest.mark.stack  # half a minute of training and drawing
@@ -41,16 +46,57 @@ def take(subject: Subject, name: str, spread: Any = here, **fields: Any) -> Outc
     return outcome
 
 
-@pytest.mark.parametrize("kind", ["residual", "plain"])
-@pytest.mark.parametrize("name", READINGS)
-def test_every_reading_gives_figures_a_picture_and_units(name: str, kind: str, request: pytest.FixtureRequest) -> None:
-    outcome = take(request.getfixturevalue(kind), name)
+def check(outcome: Outcome) -> None:
     assert set(outcome.values) == set(outcome.units)
-    assert SOURCES[name]
     json.dumps(outcome.values, allow_nan=False)
     for picture in outcome.pictures.values():
         assert picture.startswith(b"\x89PNG")
     assert outcome.pictures
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_reading_gives_figures_a_picture_and_units(name: str, residual: Subject) -> None:
+    check(take(residual, name))
+    assert SOURCES[name]
+
+
+# What is refused, by reading; all else is read.
+REFUSED: dict[str, dict[str, str]] = {
+    "plain": {"paths": "no shortcut", "ode": r"layer1\.0 has no shortcut"},
+    "highway": {"paths": "no shortcut", "ode": r"layer1\.0 weighs its shortcut"},
+    "exclusive-gating": {"ode": r"layer1\.0 weighs its shortcut"},
+    "scaling": {"ode": r"layer1\.0 weighs its shortcut"},
+    "vgg": dict.fromkeys(("gradients", "lesions", "paths", "ode"), "has no blocks")
+    | {"smoothing": "no batch normalisation"},
+}
+OTHERS: dict[str, dict[str, object]] = {
+    "plain": {"shortcut": "none"},
+    "highway": {"shortcut": "highway"},
+    "exclusive-gating": {"shortcut": "exclusive-gating"},
+    "scaling": {"shortcut": "scaling"},
+    "dropout": {"shortcut": "dropout"},
+    "preact": {"order": "pre", "shortcut": "B"},
+    "bottleneck": {"order": "pre", "block": "bottleneck", "depth": 20, "width": 4},
+    "tied": {"tied": True, "depth": 20},
+    "stochastic": {"survival": 0.5},
+    "vgg": {"family": "vgg", "depth": 11, "width": 2},
+}
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def other(request: pytest.FixtureRequest) -> tuple[str, Subject]:
+    return request.param, subject_of(steps=3, **OTHERS[request.param])
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_network_is_read_or_refused(name: str, other: tuple[str, Subject]) -> None:
+    kind, subject = other
+    refusal = REFUSED.get(kind, {}).get(name)
+    if refusal is None:
+        check(take(subject, name))
+    else:
+        with pytest.raises(Unreadable, match=refusal):
+            take(subject, name)
 
 
 @pytest.mark.parametrize("name", ["lesions", "landscape"])
@@ -130,6 +176,59 @@ def test_a_deleted_block_leaves_its_shortcut(residual: Subject) -> None:
 def test_a_lesion_that_can_not_be_is_refused(blocks: list[str], said: str, plain: Subject) -> None:
     with pytest.raises(Unreadable, match=said):
         take(plain, "lesions", blocks=blocks)
+
+
+def test_the_gradients_of_all_paths_add_up_to_the_whole(residual: Subject) -> None:
+    """Of the last two blocks, four paths: their gradients, as vectors, sum to the network's own."""
+    network = copy.deepcopy(residual.network)
+    network.stages = ("layer3",)  # type: ignore[assignment]
+    network.layer3 = network.layer3[1:]  # type: ignore[index]
+    assert isinstance(network, ResNet)
+    x = torch.rand(8, 32, 2, 2)
+    labels = torch.arange(8)
+    network.stem = lambda images: images  # type: ignore[method-assign,assignment]
+    count = len(network.blocks())
+    assert count == 1
+    found = [gradient_along(network, set(through), x, labels) for through in ((), (0,))]
+    whole = x.clone().requires_grad_()
+    [expected] = torch.autograd.grad(F.cross_entropy(network.head(network.layer3(whole)), labels), whole)
+    torch.testing.assert_close(sum(found), expected)
+
+
+def test_shares_of_the_gradient_are_counts_times_norms(residual: Subject) -> None:
+    values = take(residual, "paths").values
+    assert sum(values["paths"]) == pytest.approx(1)
+    assert values["paths"][1] == 6 / 2**6
+    weighted = [share * norm for share, norm in zip(values["paths"], values["norm"], strict=True)]
+    assert values["gradient"] == pytest.approx([weight / sum(weighted) for weight in weighted])
+    low, high = values["most_of_the_gradient"]
+    assert 0.9 <= sum(values["gradient"][low : high + 1]) <= 1 + 1e-9
+
+
+def test_steps_of_the_networks_own_size_change_nothing(residual: Subject) -> None:
+    values = take(residual, "ode", levels=2).values
+    assert values["step"] == [0.25, 0.5, 1.0, 2.0, 4.0]
+    # 6 blocks, two of which change the shape and stay as they are.
+    assert values["blocks"] == [18, 10, 6, 5, 5]
+    middle = values["step"].index(1.0)
+    assert values["logits_change"][middle] == 0
+    assert values["error"][middle] == measure(residual.network, residual)[1]
+    assert all(change > 0 for change in values["logits_change"][:middle])
+    assert len(values["residual_to_input"]) == 4
+
+
+def test_halving_the_steps_of_a_linear_flow_halves_what_is_left(residual: Subject) -> None:
+    """With small F the change is of first order in the step: each further halving adds half of what the last did."""
+    network = copy.deepcopy(residual.network)
+    with torch.no_grad():
+        for _, block in network.blocks():  # type: ignore[operator]
+            block.bn2.weight.mul_(0.01)
+            block.bn2.bias.mul_(0.01)
+    values = take(replace(residual, network=network), "ode", levels=3).values
+    by_step = dict(zip(values["step"], values["logits_change"], strict=True))
+    assert by_step[0.5] < by_step[0.25] < by_step[0.125]
+    further = (by_step[0.125] - by_step[0.25]) / (by_step[0.25] - by_step[0.5])
+    assert further == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_middle_of_a_landscape_is_the_network(residual: Subject) -> None:

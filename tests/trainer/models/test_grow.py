@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from resforge.spec import ModelSpec
 from tests.trainer.models.test_residual import network_of
 from trainer.models import build
 from trainer.models.grow import grow
@@ -28,7 +29,7 @@ def trained(shortcut: str, depth: int, seed: int, family: str = "cifar") -> tupl
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("family", "shallow", "deep", "shortcut"),
-    [("cifar", 8, 20, "A"), ("cifar", 8, 20, "B"), ("cifar", 8, 20, "none"), ("imagenet", 50, 101, "B")],
+    [("cifar", 8, 20, "A"), ("cifar", 8, 20, "B"), ("cifar", 8, 20, "none"), ("imagenet", 18, 34, "B")],
 )
 def test_the_logits_stay_bitwise_equal(family: str, shallow: int, deep: int, shortcut: str, seed: int) -> None:
     module, images = trained(shortcut, shallow, seed, family)
@@ -42,6 +43,23 @@ def test_the_logits_stay_bitwise_equal(family: str, shallow: int, deep: int, sho
     assert same == (shortcut != "none")
 
 
+@pytest.mark.parametrize("fields", [{"order": "pre"}, {"block": "bottleneck"}], ids=str)
+def test_relatives_grow_too(fields: dict[str, str]) -> None:
+    before, after = (
+        ModelSpec.model_validate({"family": "cifar", "depth": depth, "width": 4, **fields}).network(
+            channels=3, classes=10, image_size=32
+        )
+        for depth in ((11, 29) if fields.get("block") else (8, 20))
+    )
+    torch.manual_seed(0)
+    module, images = build(before), torch.randn(8, 3, 32, 32)
+    module(images)  # moves the running statistics
+    grown = build(after)
+    grown.load_state_dict(grow(module.state_dict(), before, after))
+    with torch.no_grad():
+        assert torch.equal(grown.eval()(images), module.eval()(images))
+
+
 @pytest.mark.parametrize(
     ("shallow", "deep", "said"),
     [
@@ -49,6 +67,8 @@ def test_the_logits_stay_bitwise_equal(family: str, shallow: int, deep: int, sho
         (("cifar", 8, "A"), ("cifar", 20, "B"), "does not begin as"),
         (("cifar", 8, "C"), ("cifar", 20, "C"), "its shortcut is projection"),
         (("imagenet", 50, "none"), ("imagenet", 101, "none"), "it narrows"),
+        (("cifar", 8, "exclusive-gating"), ("cifar", 20, "exclusive-gating"), "weighs its shortcut"),
+        (("vgg", 11, "none"), ("vgg", 13, "none"), "only networks of blocks grow"),
         (("cifar", 8, "A"), ("imagenet", 18, "A"), "the same family"),
     ],
 )

@@ -1,8 +1,10 @@
 """The networks in torch: as large as their descriptions say, named as torchvision names them, and true to the paper."""
 
+import copy
 import hashlib
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resforge.networks import Conv, Network
+from resforge.networks import Conv, Network, ResidualNetwork
 from resforge.spec import ModelSpec
 from tests.resforge.published import ROWS, Row
-from tests.resforge.test_networks import networks
-from trainer.models.residual import BasicBlock, PadShortcut, ResidualBlock, ResNet, build
+from tests.resforge.test_networks import networks, relatives
+from trainer.models import build
+from trainer.models.residual import BasicBlock, PadShortcut, ResidualBlock, ResNet
 
 
 def network_of(
@@ -50,6 +53,12 @@ def test_published_networks_are_what_they_are_described_as(row: Row) -> None:
 @settings(max_examples=25, deadline=None)
 @given(networks())
 def test_any_network_is_what_it_is_described_as(network: Network) -> None:
+    assert counted_by_torch(network) == (network.parameters, network.macs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(relatives())
+def test_relatives_are_what_they_are_described_as(network: Network) -> None:
     assert counted_by_torch(network) == (network.parameters, network.macs)
 
 
@@ -216,48 +225,67 @@ def test_the_variant_says_which_convolution_strides(variant: str, strided: str) 
     assert strides == {name: (2, 2) if name == strided else (1, 1) for name in strides}
 
 
-def by_hand(network: Network, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The paper's forward pass in evaluation mode, written once more from the description and the named weights."""
+def by_hand(network: ResidualNetwork, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The papers' forward pass in evaluation mode, written once more from the description and the named weights."""
 
-    def conv_bn(conv: Conv, x: Tensor) -> Tensor:
-        # layer1.0.conv1 is followed by layer1.0.bn1, and downsample.0 by downsample.1
-        *parents, last = conv.name.split(".")
-        bn = ".".join([*parents, "1" if last == "0" else last.replace("conv", "bn")])
-        x = F.conv2d(x, weights[f"{conv.name}.weight"], stride=conv.stride, padding=conv.kernel // 2)
-        mean, var = weights[f"{bn}.running_mean"], weights[f"{bn}.running_var"]
-        return F.batch_norm(x, mean, var, weights[f"{bn}.weight"], weights[f"{bn}.bias"])
+    def conv(layer: Conv, x: Tensor) -> Tensor:
+        bias = weights[f"{layer.name}.bias"] if layer.bias else None
+        return F.conv2d(x, weights[f"{layer.name}.weight"], bias, stride=layer.stride, padding=layer.kernel // 2)
 
-    x = conv_bn(network.stem, x).relu()
+    def bn(name: str, x: Tensor) -> Tensor:
+        mean, var = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        return F.batch_norm(x, mean, var, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm_of(layer: Conv) -> str:
+        # layer1.0.conv1 goes with layer1.0.bn1, and downsample.0 with downsample.1
+        *parents, last = layer.name.split(".")
+        return ".".join([*parents, "1" if last == "0" else last.replace("conv", "bn")])
+
+    x = bn("bn1", conv(network.stem, x)).relu()
     if network.stem_pool:
         x = F.max_pool2d(x, 3, 2, 1)
     for block in itertools.chain.from_iterable(network.stages):
-        y = x
-        for conv in block.convs:
-            y = conv_bn(conv, y if conv is block.convs[0] else y.relu())
+        if block.order == "pre":
+            first = block.convs[0]
+            shown = bn(norm_of(first), x).relu() if first.norm == "before" else x
+            y = conv(first, shown)
+            for layer in block.convs[1:]:
+                y = conv(layer, bn(norm_of(layer), y).relu())
+        else:
+            shown = y = x
+            for layer in block.convs:
+                y = bn(norm_of(layer), conv(layer, y if layer is block.convs[0] else y.relu()))
+            if len(block.convs) == 1:  # a highway's H ends with its relu
+                y = y.relu()
+        y = y * block.residual_scale * block.survival
         match block.shortcut:
+            case "none":
+                skip = torch.zeros_like(y)
             case "identity":
-                y = y + x
+                skip = x
             case "pad":
-                grown = torch.zeros_like(y)
-                grown[:, : x.shape[1]] = x[:, :, :: block.stride, :: block.stride]
-                y = y + grown
+                skip = torch.zeros_like(y)
+                skip[:, : x.shape[1]] = x[:, :, :: block.stride, :: block.stride]
             case "projection":
                 assert block.projection is not None
-                y = y + conv_bn(block.projection, x)
-        x = y.relu()
+                skip = conv(block.projection, shown)
+                skip = bn(norm_of(block.projection), skip) if block.order == "post" else skip
+        if block.gate is not None:
+            gate = 1 / (1 + torch.exp(-conv(block.gate, x)))
+            skip = (1 - gate) * skip
+            y = gate * y if block.gated == "both" else y
+        y = y + block.shortcut_scale * skip
+        x = y.relu() if block.order == "post" else y
+    if network.last_norm:
+        x = bn("norm", x).relu()
     return x.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
 
 
-@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
-@pytest.mark.parametrize(
-    ("family", "depth", "size", "variant"),
-    [("cifar", 14, 9, "v1"), ("imagenet", 18, 37, "v1"), ("imagenet", 50, 37, "v1"), ("imagenet", 50, 37, "v1.5")],
-)
-def test_the_forward_pass_is_the_papers(family: str, depth: int, size: int, variant: str, shortcut: str) -> None:
+def check_by_hand(network: Network) -> None:
     torch.manual_seed(0)
-    network = network_of(family, depth, size=size, shortcut=shortcut, variant=variant, width=4)
+    assert isinstance(network, ResidualNetwork)
     module = build(network)
-    x = torch.randn(4, 3, size, size)
+    x = torch.randn(4, 3, network.image_size, network.image_size)
     for _ in range(3):
         module(x)  # move the running statistics away from where they begin
     for layer in module.modules():
@@ -270,5 +298,77 @@ def test_the_forward_pass_is_the_papers(family: str, depth: int, size: int, vari
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
+@pytest.mark.parametrize(
+    ("family", "depth", "size", "variant"),
+    [("cifar", 14, 9, "v1"), ("imagenet", 18, 37, "v1"), ("imagenet", 50, 37, "v1"), ("imagenet", 50, 37, "v1.5")],
+)
+def test_the_forward_pass_is_the_papers(family: str, depth: int, size: int, variant: str, shortcut: str) -> None:
+    check_by_hand(network_of(family, depth, size=size, shortcut=shortcut, variant=variant, width=4))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"shortcut": name} for name in ("exclusive-gating", "shortcut-gating", "scaling", "dropout", "highway")),
+        *({"order": "pre", "shortcut": option} for option in "ABC"),
+        *({"block": "bottleneck", "order": order, "depth": 20} for order in ("pre", "post")),
+        {"tied": True, "step": 0.5, "depth": 20},
+        {"survival": 0.5},
+        {"shortcut": "highway", "gate_bias": 0.5},
+        {"shortcut": "scaling", "residual_scale": 0.5, "shortcut_scale": 0.25},
+    ],
+    ids=str,
+)
+def test_the_forward_pass_of_relatives_is_their_papers(fields: dict[str, Any]) -> None:
+    check_by_hand(network_of("cifar", **{"depth": 14, "size": 9, "width": 4, **fields}))
+
+
 def test_larger_images_pass_too() -> None:
     assert tiny("A")(torch.randn(1, 3, 20, 12)).shape == (1, 10)
+
+
+def test_a_dropped_block_leaves_its_shortcut_and_keeps_its_gradients() -> None:
+    """Stochastic depth: in training F(x) is there or not, for the whole batch; its weights always have a gradient."""
+    torch.manual_seed(0)
+    block = block_of(build(network_of("cifar", 8, size=8, width=4, survival=0.01)), "layer3.0").train()
+    x = torch.rand(2, 8, 8, 8)
+    kept = 0
+    for _ in range(20):
+        y = block(x)
+        kept += not torch.equal(y, F.relu(block.downsample(x)))  # type: ignore[misc]
+    assert kept < 5
+    block(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
+def test_dropout_on_the_shortcut_is_one_of_training() -> None:
+    block = block_of(tiny("dropout"), "layer1.0")
+    silence(block)
+    x = torch.rand(64, 4, 8, 8)
+    assert torch.equal(block(x), x)
+    y = block.train()(x)
+    assert y.eq(0).double().mean() == pytest.approx(0.5, abs=0.05)
+    assert torch.allclose(y[y > 0], 2 * x[y > 0])
+
+
+def test_tied_blocks_learn_together_and_are_stored_once() -> None:
+    torch.manual_seed(0)
+    network = network_of("cifar", 20, size=8, width=4, tied=True)
+    module = build(network)
+    assert sum(tensor.numel() for tensor in module.parameters()) == network.parameters
+    assert not [name for name in module.state_dict() if name.startswith("layer1.1")]
+    F.cross_entropy(module(torch.randn(4, 3, 8, 8)), torch.arange(4)).backward()
+    owner = module.get_submodule("layer1.0.conv1").weight  # type: ignore[union-attr]
+    copied = copy.deepcopy(module)
+    nn.init.zeros_(copied.get_submodule("layer1.0.conv2").weight)  # type: ignore[union-attr,arg-type]
+    x = torch.rand(2, 4, 8, 8)
+    assert torch.equal(copied.get_submodule("layer1.2")(x), x), "a copy's steps are the copy's own"
+    assert owner.grad is not None  # type: ignore[union-attr]
+
+
+def test_a_gates_bias_is_what_it_begins_with() -> None:
+    module = build(network_of("cifar", 14, size=8, width=4, shortcut="highway", gate_bias=-3))
+    gates = [layer for name, layer in module.named_modules() if name.endswith("gate")]
+    assert gates
+    assert all(layer.bias.eq(-3).all() for layer in gates)  # type: ignore[union-attr]
