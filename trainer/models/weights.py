@@ -15,7 +15,7 @@ MOST_NAMED = 5
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a state dict that torch.save wrote (.pth, .pt). Runs no code of the file's.
+    """The tensors of a .safetensors file, or of a state dict that torch.save wrote (.pth, .pt). None of its code runs.
 
     Raises:
         ValueError: the file holds something else.
