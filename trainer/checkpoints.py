@@ -1,7 +1,8 @@
 """Checkpoints: written as parts first and a manifest last, verified before anything is trusted to them.
 
 Weights are safetensors, for people; what is needed to go on lies beside them in `trainer.pt`, which is loaded with
-`weights_only`. Only rank 0 writes and removes.
+`weights_only`. Where an average of the weights is kept, it is what people get, since it is what was evaluated; the
+weights that training goes on with are in `trainer.pt` then. Only rank 0 writes and removes.
 """
 
 import hashlib
@@ -52,6 +53,7 @@ class Snapshot:
         rng: each rank's random states, by rank.
         step: optimiser steps done; the sampler's place follows from it.
         schedule: what the schedule of the learning rate remembers.
+        averaged: the same as `weights` with their moving average, where one is kept.
     """
 
     weights: dict[str, Tensor]
@@ -60,6 +62,7 @@ class Snapshot:
     rng: list[dict[str, Any]]
     step: int
     schedule: ScheduleState = BEGUN
+    averaged: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,18 @@ def write_checkpoint(
         StorageError: a part or the manifest could not be written.
     """
     buffer = io.BytesIO()
-    state = {
+    state: dict[str, Any] = {
         "optimizer": snapshot.optimizer,
         "rng": snapshot.rng,
         "step": snapshot.step,
         "schedule": asdict(snapshot.schedule),
     }
+    shown = snapshot.weights
+    if snapshot.averaged is not None:
+        state["weights"], shown = _plain(snapshot.weights), snapshot.averaged
     torch.save(state, buffer)
     contents = {
-        WEIGHTS: save_tensors(_plain(snapshot.weights)),
+        WEIGHTS: save_tensors(_plain(shown)),
         INPUT: save_tensors(_plain(snapshot.inputs)),
         TRAINER_STATE: buffer.getvalue(),
     }
@@ -172,13 +178,15 @@ def read_checkpoint(store: ObjectStore, checkpoint: StoredCheckpoint) -> Snapsho
     if missing:
         raise CorruptCheckpoint(f"{checkpoint.key} has no {', '.join(sorted(missing))}")
     state = torch.load(io.BytesIO(contents[TRAINER_STATE]), weights_only=True, map_location="cpu")
+    shown, own = load_tensors(contents[WEIGHTS]), state.get("weights")
     return Snapshot(
-        weights=load_tensors(contents[WEIGHTS]),
+        weights=shown if own is None else own,
         inputs=load_tensors(contents[INPUT]),
         optimizer=state["optimizer"],
         rng=state["rng"],
         step=state["step"],
         schedule=ScheduleState(**state.get("schedule", {})),  # older checkpoints have none
+        averaged=None if own is None else shown,
     )
 
 

@@ -5,6 +5,7 @@ pass. Sums stay on the device, and `callbacks/telemetry.py` reads them every few
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resforge.spec import OptimSpec
+from resforge.spec import OptimSpec, RegularisationSpec
+from trainer.average import WeightAverage
+from trainer.data.mixing import draw_mix, mix_images, mixed_loss, mixes
+from trainer.data.sampler import mixing_dice
 from trainer.optim import build_optimizer, learning_rate
 from trainer.schedule import BEGUN, warming_up
 
@@ -22,13 +26,17 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(pl.LightningModule):
     """Trains `network` by cross-entropy.
 
+    Where images are mixed, the loss is that with both labels, and an image is right when the label that weighs more
+    was found. So training accuracies are lower than those of whole images.
+
     Args:
         network: maps (N, C, H, W) float images to (N, classes) logits.
         normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device.
+        regularisation: what is done against fitting the training images too closely.
         device: where the network is.
+        seed, rank: decide with the step how images are mixed.
         start_step: optimiser steps done before this process began.
         total_steps: of the whole job, by which the learning rate is laid out.
-        label_smoothing: the share of each label that is spread over all classes.
         frozen: batch norm keeps its statistics; parameters without a gradient are the network's own choice.
     """
 
@@ -37,21 +45,25 @@ class Classifier(pl.LightningModule):
         network: nn.Module,
         normalise: Callable[[Tensor], Tensor],
         optim: OptimSpec,
+        regularisation: RegularisationSpec,
         *,
         device: torch.device,
+        seed: int,
+        rank: int,
         start_step: int,
         total_steps: int,
-        label_smoothing: float = 0.0,
         frozen: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.normalise = normalise
         self.optim = optim
+        self.regularisation = regularisation
+        self.seed, self.rank = seed, rank
         self.step = start_step
         self.total_steps = total_steps
-        self.label_smoothing = label_smoothing
         self.frozen = frozen
+        self.average = WeightAverage(network, regularisation.ema) if regularisation.ema else None
         self.schedule = BEGUN
         self.last_lr = self.lr
         # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone. Not a buffer:
@@ -71,6 +83,10 @@ class Classifier(pl.LightningModule):
         schedule = self.optim.schedule
         return schedule.warmup_until_error is not None and warming_up(schedule, self.schedule, self.step)
 
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Within, the network has the weights that are evaluated: the average, where one is kept."""
+        return self.average.applied() if self.average else nullcontext()
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.frozen:
@@ -79,8 +95,15 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.network(self.normalise(images))
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        inputs, smoothing = self.normalise(images), self.regularisation.label_smoothing
+        if mixes(self.regularisation):
+            dice = mixing_dice(self.seed, self.step, self.rank)
+            mix = draw_mix(self.regularisation, dice, len(inputs), inputs.shape[2])
+            logits = self.network(mix_images(inputs, mix))
+            loss, labels = mixed_loss(logits, labels, mix, label_smoothing=smoothing)
+        else:
+            logits = self.network(inputs)
+            loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         with torch.no_grad():
             sums = _sums(loss, logits, labels)
             self.sums += sums
@@ -100,6 +123,8 @@ class Classifier(pl.LightningModule):
             group["lr"] = self.last_lr
         optimizer.step(closure=optimizer_closure)
         self.step += 1
+        if self.average:
+            self.average.update(self.step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.optim, self.network)

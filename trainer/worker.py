@@ -139,10 +139,12 @@ def _train(
         network,
         normalisation.normalise,
         spec.optim,
+        spec.regularisation,
         device=place.device,
+        seed=training.seed,
+        rank=place.rank,
         start_step=run.step,
         total_steps=run.total_steps,
-        label_smoothing=spec.regularisation.label_smoothing,
         frozen=spec.init is not None and spec.init.freeze,
     )
     sampler = TrainSampler(

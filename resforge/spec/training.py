@@ -138,6 +138,27 @@ class RegularisationSpec(Part):
     """What keeps a network from fitting its training images too closely; all of it off, as in the paper."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Szegedy et al. 2016, section 7.")
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Train on weighted means of two images and their labels; the weight is drawn from the distribution "
+        "Beta(mixup, mixup) (Zhang et al. 2018). 0: off.",
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Put a rectangle of one image into another, whose share of the pixels, and of the label, is drawn "
+        "from Beta(cutmix, cutmix) (Yun et al. 2019). With mixup as well, a coin decides in each step. 0: off.",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep an exponential moving average of the weights, of this decay a step; at first of a lower one, "
+        "(1 + step) / (10 + step). It is what is evaluated, and what a checkpoint gives to others.",
+    )
 
 
 class ScalingSpec(Part):

@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from resforge import recipes
 from resforge.metrics import EvalPoint
@@ -87,6 +89,21 @@ def test_what_is_read_is_what_was_written(store: ObjectStore) -> None:
     assert torch.equal(read.optimizer["state"][0]["momentum_buffer"], written.optimizer["state"][0]["momentum_buffer"])
     assert len(read.rng) == 2
     assert read.schedule == written.schedule
+    assert read.averaged is None
+
+
+def test_an_average_is_what_others_get(store: ObjectStore) -> None:
+    """The weights of a checkpoint are those that were evaluated; training goes on with its own."""
+    own, averaged = _snapshot(7), _snapshot(8).weights
+    written = replace(own, averaged=averaged)
+    checkpoint = write_checkpoint(store, JobPrefix.of("p", "averaged"), JOB, written, _moment())
+    read = read_checkpoint(store, checkpoint)
+    shown = load(store.get(checkpoint.key + WEIGHTS))
+    assert read.averaged is not None
+    for name, tensor in own.weights.items():
+        assert torch.equal(read.weights[name], tensor)
+        assert torch.equal(read.averaged[name], averaged[name])
+        assert torch.equal(shown[name], averaged[name])
 
 
 def test_a_checkpoint_from_before_schedules_had_a_state_is_read(

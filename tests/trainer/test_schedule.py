@@ -1,5 +1,6 @@
 """What a schedule makes of the errors that it is told."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -71,8 +72,8 @@ def test_the_rate_never_rises_and_falls_only_after_patience(
         states.append(after_evaluation(plateau, states[-1], step, error))
     rates = [learning_rate(plateau, 1, 100, state) for state in states]
     assert rates == sorted(rates, reverse=True)
-    cuts = [at for at, (old, new) in enumerate(zip(states, states[1:], strict=False)) if new.cuts > old.cuts]
-    assert all(later - earlier >= patience for earlier, later in zip(cuts, cuts[1:], strict=False))
+    cuts = [at for at, (old, new) in enumerate(pairwise(states)) if new.cuts > old.cuts]
+    assert all(later - earlier >= patience for earlier, later in pairwise(cuts))
     assert all(state.bad_evaluations < patience for state in states)
     assert all(state.best_error is None or state.best_error in errors for state in states)
 

@@ -54,6 +54,7 @@ class Checkpointing(Callback):
         if run.rank == 0:
             snapshot = Snapshot(
                 weights=module.network.state_dict(),
+                averaged=module.average.state_dict() if module.average else None,
                 inputs=self.inputs,
                 optimizer=trainer.optimizers[0].state_dict(),
                 rng=states,

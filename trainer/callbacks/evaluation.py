@@ -16,7 +16,8 @@ class Evaluation(Callback):
     """Runs outside DDP's forward pass, which would want as many batches on every rank.
 
     Each rank's batch norm statistics are its own; rank 0's are what a checkpoint holds and what DDP sends out before
-    its next forward pass. So they are sent out here first, and what is measured is what the checkpoint gives.
+    its next forward pass. So they are sent out here first, and what is measured is what the checkpoint gives. Where an
+    average of the weights is kept, it is that which is evaluated.
 
     Args:
         held_out: the images to evaluate on, of the split `split`.
@@ -40,9 +41,10 @@ class Evaluation(Callback):
         if run.workers > 1:
             for buffer in module.network.buffers():
                 dist.broadcast(buffer, src=0)
-        if ended and self.training is not None:  # first: the newest evaluation is the held-out one's
-            run.record(self._evaluate(module, self.training, "train"))
-        run.evaluation = self._evaluate(module, self.held_out, self.split)
+        with module.evaluated():
+            if ended and self.training is not None:  # first: the newest evaluation is the held-out one's
+                run.record(self._evaluate(module, self.training, "train"))
+            run.evaluation = self._evaluate(module, self.held_out, self.split)
         run.record(run.evaluation)
         run.progress(test_top1=run.evaluation.top1)
         values = {metrics.TEST_TOP1: run.evaluation.top1}

@@ -12,7 +12,7 @@ from trainer.run import Run
 
 
 class Restore(Callback):
-    """Warms DDP up, then restores weights, buffers, momentum and random states.
+    """Warms DDP up, then restores weights, their average, buffers, momentum and random states.
 
     DDP rebuilds its buckets after its first iteration, which changes the order in which gradients are added. With two
     workers a+b = b+a hides that; with three or more, a resumed run would add in another order than an uninterrupted
@@ -38,6 +38,9 @@ class Restore(Callback):
             loss.backward()
             module.zero_grad(set_to_none=True)
         module.network.load_state_dict(self.snapshot.weights if self.snapshot else fresh)
+        if module.average:
+            averaged = self.snapshot.averaged if self.snapshot else None
+            module.average.restart(averaged or module.network.state_dict())
         module.sums.zero_()
         module.window.zero_()
         set_rng_state(rng)

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.errors import InvalidData
 
 # Each use of the seed draws from a stream of its own.
-_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK, _COLOUR = 1, 2, 3, 4, 5
+_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK, _COLOUR, _MIXING = 1, 2, 3, 4, 5, 6
 
 
 class Draw(NamedTuple):
@@ -48,6 +48,11 @@ def colour_weights(size: int, seed: int, epoch: int) -> np.ndarray:
     weights = np.random.default_rng([seed, _COLOUR, epoch]).standard_normal((size, 3), dtype=np.float32)
     weights.flags.writeable = False
     return weights
+
+
+def mixing_dice(seed: int, step: int, rank: int) -> np.random.Generator:
+    """What decides how one rank's images of an optimiser step are mixed with each other."""
+    return np.random.default_rng([seed, _MIXING, step, rank])
 
 
 def limited(size: int, count: int, seed: int) -> np.ndarray:
