@@ -96,7 +96,7 @@ BENCHES: Mapping[str, Bench] = {
     "imagenet": Bench(
         base={
             "model": {"family": "imagenet"},
-            "data": {"dataset": "imagenet", "augment": {"flip": True, "scale": [256, 480]}},
+            "data": {"dataset": "imagenet", "augment": {"flip": True, "scale": [256, 480], "colour": 0.1}},
             "optim": {"schedule": {"milestones": [0.25, 0.5, 0.75]}},
             "training": {"global_batch": 256, "epochs": 120, "evaluate_train": True, "log_every_steps": 100},
             "checkpoint": {"every_epochs": 1, "every_steps": 1000, "keep_last": 1},

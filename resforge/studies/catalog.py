@@ -4,6 +4,7 @@ A member's document refers to a sibling's checkpoint by {"job": "@KEY"}, until t
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -197,9 +198,9 @@ def _train(spec: StudySpec, bench: Bench, series: str, seed: int, *, longer: int
             document["training"].pop("steps" if lengths == ["epochs"] else "epochs", None)
         if lengths:
             break
-    for name in ("epochs", "steps"):
-        if isinstance(document["training"].get(name), int):
-            document["training"][name] *= longer
+    for name in {"epochs", "steps"} & document["training"].keys() if longer > 1 else ():
+        with suppress(TypeError, ValueError):  # what is no number is refused as a job
+            document["training"][name] = int(document["training"][name]) * longer
     document["name"] = f"{spec.study}/{series}/{seed}".lower()
     return Member(f"{series}/seed-{seed}", series, seed, document)
 
@@ -260,11 +261,8 @@ def _preactivation(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> It
                 yield _train(spec, bench, f"{name}-{depth}", seed, model={**model, "order": order})
 
 
-# A step that changes no weight: below the last bit of any, and at no warm-up's rate.
-_STILL: Mapping[str, Any] = {
-    "lr": 1e-30, "momentum": 0, "nesterov": False, "weight_decay": 0,
-    "schedule": {"kind": "constant", "warmup_steps": 0, "warmup_lr": None},
-}  # fmt: skip
+# A step that changes no weight: below the last bit of any. A warm-up, or what else was asked of the rate, gives way.
+_STILL: Mapping[str, Any] = {"lr": 1e-30, "momentum": 0, "weight_decay": 0, "schedule": {"kind": "constant"}}
 
 
 def _identity(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> Iterator[Member]:
@@ -279,9 +277,9 @@ def _identity(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> Iterato
             start = _train(
                 spec, bench, f"{kind}-{deep}-start", seed, model=grown["model"],
                 init={**grown["init"], "freeze": True},
-                training={"steps": 1}, optim=_STILL,
+                training={"steps": 1},
             )  # fmt: skip
-            yield Member(start.key, start.series, start.seed, start.document, "start")
+            yield Member(start.key, start.series, start.seed, {**start.document, "optim": _STILL}, "start")
             yield _train(spec, bench, f"{kind}-{deep}-grown", seed, **grown)
             # Two controls: the shallow network trained on for as long, and the deep one from scratch for the same
             # number of steps in all.

@@ -9,6 +9,8 @@ import pytest
 
 from resforge.cli import main
 
+PROGRAM = [sys.executable, "-c", "from resforge.cli import main; main()"]
+
 
 @dataclass(frozen=True)
 class Done:

@@ -129,6 +129,7 @@ def test_identity_grows_the_shallow_network_of_the_same_seed() -> None:
         {"overrides": {"training": {"epochs": 5}}},
         {"overrides": {"training": {"steps": 40}, "optim": {"lr": 0.2, "nesterov": True}}},
         {"overrides": {"optim": {"schedule": {"warmup_steps": 100, "warmup_lr": 0.05}}}},
+        {"overrides": {"optim": {"schedule": {"kind": "plateau", "patience": 2, "min_lr": 1e-3}}}},
         # From 110 layers a network warms up at 0.01, which its start must not.
         {"setting": "cifar10", "depths": [20, 110]},
     ],
@@ -145,12 +146,18 @@ def test_a_grown_network_is_shown_before_its_first_step_as_it_is(fields: dict[st
         assert (job.training.steps, job.training.epochs) == (1, None)
         assert (job.optim.momentum, job.optim.weight_decay, job.optim.nesterov) == (0, 0, False)
         schedule = job.optim.schedule
-        assert (schedule.kind, schedule.warmup_steps, schedule.warmup_lr) == ("constant", 0, None)
+        assert (schedule.kind, schedule.warmup_steps, schedule.warmup_until_error) == ("constant", 0, None)
         assert job.optim.lr < 1e-20
 
 
 def test_the_deep_network_from_scratch_takes_as_many_steps_as_both_trainings_together() -> None:
-    for overrides, length in (({}, (6, None)), ({"training": {"steps": 40}}, (None, 80))):
+    lengths: tuple[tuple[dict[str, Any], tuple[int | None, int | None]], ...] = (
+        ({}, (6, None)),
+        ({"training": {"steps": 40}}, (None, 80)),
+        ({"training": {"steps": "40"}}, (None, 80)),
+        ({"training": {"epochs": 2.0}}, (4, None)),
+    )
+    for overrides, length in lengths:
         _, job = jobs(spec("identity", "digits", seeds=[0], overrides=overrides))["plain-14-scratch/seed-0"]
         assert isinstance(job, TrainSpec)
         assert (job.training.epochs, job.training.steps) == length
