@@ -16,6 +16,7 @@ from torch.nn import functional
 from resforge.spec import OptimSpec, RegularisationSpec
 from trainer.average import WeightAverage
 from trainer.data.mixing import draw_mix, mix_images, mixed_loss, mixes
+from trainer.data.progressive import Sizes, scaled
 from trainer.data.sampler import mixing_dice
 from trainer.optim import build_optimizer, learning_rate
 from trainer.schedule import BEGUN, warming_up
@@ -33,6 +34,7 @@ class Classifier(pl.LightningModule):
         network: maps (N, C, H, W) float images to (N, classes) logits.
         normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device.
         regularisation: what is done against fitting the training images too closely.
+        sizes: the side of the training images by the step.
         device: where the network is.
         seed, rank: decide with the step how images are mixed.
         start_step: optimiser steps done before this process began.
@@ -46,6 +48,7 @@ class Classifier(pl.LightningModule):
         normalise: Callable[[Tensor], Tensor],
         optim: OptimSpec,
         regularisation: RegularisationSpec,
+        sizes: Sizes,
         *,
         device: torch.device,
         seed: int,
@@ -59,6 +62,7 @@ class Classifier(pl.LightningModule):
         self.normalise = normalise
         self.optim = optim
         self.regularisation = regularisation
+        self.sizes = sizes
         self.seed, self.rank = seed, rank
         self.step = start_step
         self.total_steps = total_steps
@@ -96,6 +100,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         inputs, smoothing = self.normalise(images), self.regularisation.label_smoothing
+        inputs = scaled(inputs, self.sizes.at(self.step))
         if mixes(self.regularisation):
             dice = mixing_dice(self.seed, self.step, self.rank)
             mix = draw_mix(self.regularisation, dice, len(inputs), inputs.shape[2])

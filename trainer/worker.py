@@ -33,6 +33,7 @@ from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
 from trainer.data.loader import Loader, eval_loader, train_loader
+from trainer.data.progressive import Sizes
 from trainer.data.sampler import TrainSampler, steps_per_epoch
 from trainer.data.sets import ImageSet, input_normalisation
 from trainer.data.splits import open_split
@@ -116,6 +117,8 @@ def _train(
         images, held_out = _open(job, store, cache)
         per_epoch = steps_per_epoch(len(images), training.global_batch)
         normalisation = input_normalisation(images, spec.data.mean).to(place.device)
+        total_steps = training.total_steps(per_epoch)
+        sizes = Sizes.of(spec, full=images.info.image_size, steps_per_epoch=per_epoch, total_steps=total_steps)
     run = Run(
         store=store,
         prefix=prefix,
@@ -126,7 +129,7 @@ def _train(
         workers=place.workers,
         device=place.device,
         steps_per_epoch=per_epoch,
-        total_steps=training.total_steps(per_epoch),
+        total_steps=total_steps,
         shipper=shipper,
         export=place.export,
     )
@@ -140,6 +143,7 @@ def _train(
         normalisation.normalise,
         spec.optim,
         spec.regularisation,
+        sizes,
         device=place.device,
         seed=training.seed,
         rank=place.rank,

@@ -133,6 +133,20 @@ class TrainSpec(CommonSpec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _takes_small_images(self) -> Self:
+        size = self.training.progressive_from
+        if size is not None:
+            try:
+                self.model.network(channels=3, classes=10, image_size=size)
+            except ValueError as error:
+                raise PydanticCustomError(
+                    "progressive_from",
+                    "the network can't begin at {size} pixels: {reason}",
+                    {"size": size, "reason": str(error), "field": "training.progressive_from"},
+                ) from error
+        return self
+
 
 class EvalDataSpec(Part):
     """Which images a trained network is shown."""

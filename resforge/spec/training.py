@@ -120,6 +120,12 @@ class TrainingSpec(Part):
         default=False,
         description="At the last step, evaluate the training images as well: every one once, without augmentation.",
     )
+    progressive_from: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train on images scaled to this side, in pixels, in the first epoch, and on larger ones from epoch "
+        "to epoch, the full size from two thirds of the run on. Evaluations see the full size. Left out: off.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -64,11 +64,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"data__location": "/etc"}, "/data/location", "accepted here: dataset, augment, mean, train_limit"),
     ({"a/b~c": 1}, "/a~1b~0c", "unknown field"),
     # absent fields
-    ({"model": MISSING}, "/model", "required: a mapping with the fields family, depth, shortcut"),
+    ({"model": MISSING}, "/model", "required: a mapping with the fields family, depth, block"),
     ({"data__dataset": MISSING}, "/data/dataset", "required: The name of a dataset"),
     ({"training__global_batch": MISSING}, "/training/global_batch", "required: Images in one step"),
     # a wrong type
-    ({"model": "resnet-20"}, "/model", "expected a mapping with the fields family, depth, shortcut"),
+    ({"model": "resnet-20"}, "/model", "expected a mapping with the fields family, depth, block"),
     ({"training": [1]}, "/training", "expected a mapping with the fields global_batch, epochs, steps"),
     ({"model__depth": "deep"}, "/model/depth", "valid integer"),
     ({"model__depth": 20.5}, "/model/depth", "valid integer"),
@@ -95,14 +95,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"data__train_limit": 0}, "/data/train_limit", "greater than or equal to 1"),
     ({"retry__errors": -1}, "/retry/errors", "greater than or equal to 0"),
     # networks that do not exist
-    ({"model__family": "vgg"}, "/model/family", "'cifar' or 'imagenet'"),
+    ({"model__family": "vgg"}, "/model/depth", "a vgg network has 11, 13, 16, 19 layers, not 20"),
+    ({"model__family": "lenet"}, "/model/family", "'cifar', 'imagenet' or 'vgg'"),
     ({"model__depth": 21}, "/model/depth", "6n+2 layers with n >= 1, and 21 is not; the nearest are 20 and 26"),
     ({"model__depth": 2}, "/model/depth", "the nearest are 8 and 14"),
     ({"model__depth": -40}, "/model/depth", "the nearest are 8 and 14"),
-    ({"model": {"family": "imagenet", "depth": 20}}, "/model/depth", "has 18, 34, 50, 101, 152 layers, not 20"),
+    ({"model": {"family": "imagenet", "depth": 20}}, "/model/depth", "has 18, 34, 50, 101, 152, 200 layers, not 20"),
     ({"model__variant": "v1.5"}, "/model/variant", "no bottleneck; v1 is accepted"),
     ({"model": {"family": "imagenet", "depth": 34, "variant": "v1.5"}}, "/model/variant", "v1 is accepted"),
-    ({"model__shortcut": "D"}, "/model/shortcut", "'none', 'A', 'B' or 'C'"),
+    ({"model__shortcut": "D"}, "/model/shortcut", "'none', 'A', 'B', 'C', 'scaling'"),
     ({"model__width": 0}, "/model/width", "greater than or equal to 1"),
     # fields that do not go together
     ({"scaling__workers": 3}, "/training/global_batch", "does not divide over 3 workers; the nearest that do: 63, 66"),
@@ -113,6 +114,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"regularisation__mixup": -1}, "/regularisation/mixup", "greater than or equal to 0"),
     ({"regularisation__cutmix": True}, "/regularisation/cutmix", "expected a number, not true or false"),
     ({"regularisation__ema": 1}, "/regularisation/ema", "less than 1"),
+    ({"training__progressive_from": 7}, "/training/progressive_from", "images of 8x8 pixels or more, not 7"),
+    (
+        {"model": {"family": "imagenet", "depth": 18}, "training__progressive_from": 31},
+        "/training/progressive_from",
+        "the network can't begin at 31 pixels: the imagenet family takes images of 32x32 pixels or more",
+    ),
     ({"data__augment__colour": -0.1}, "/data/augment/colour", "greater than or equal to 0"),
     ({"optim__schedule__milestones": [0.75, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
     ({"optim__schedule__milestones": [0.5, 0.5]}, "/optim/schedule/milestones", "rising fractions"),
@@ -167,7 +174,7 @@ def test_what_is_no_mapping_is_refused_as_a_whole(data: Any) -> None:
 
 def test_what_was_given_is_told_and_kept_short() -> None:
     assert problems(document(model__depth=21))[0].given == "21"
-    assert problems(document(model__family="vgg"))[0].given == '"vgg"'
+    assert problems(document(model__family="lenet"))[0].given == '"lenet"'
     assert problems(document(data__dataset=MISSING))[0].given is None
     given = problems(document(name="X" * 10_000))[0].given
     assert given is not None

@@ -9,12 +9,17 @@ import torch
 from resforge.jobs import DatasetInfo
 from resforge.metrics import POINT, EvalPoint, TrainPoint
 from resforge.spec import TrainSpec
-from resforge.storage import JobPrefix, Result, Stream, latest, list_checkpoints, read_stream
+from resforge.storage import WEIGHTS, JobPrefix, Result, Stream, best, latest, list_checkpoints, read_stream
 from tests.s3 import S3Server
 from tests.trainer.gang import DIGITS, Kill, run_gang, write_job
 from tests.trainer.test_resume import STEPS, small_spec
 from trainer.checkpoints import Snapshot, read_checkpoint
+from trainer.data.loader import eval_loader
+from trainer.data.sets import open_dataset
+from trainer.data.transforms import Normalisation
+from trainer.evaluate import evaluate
 from trainer.schedule import ScheduleState
+from trainer.sources import network_of
 
 pytestmark = pytest.mark.stack
 
@@ -108,3 +113,53 @@ def test_what_a_schedule_has_seen_survives_a_kill(s3: S3Server, cache: Path) -> 
     assert rates[STEPS] == 0.1 * 0.5 ** (before.schedule.cuts - 1)
     assert len(events(s3, whole, "WarmUpEnded")) == 1
     assert len(events(s3, whole, "LearningRateCut")) == before.schedule.cuts
+
+
+# Of 16 pixels, since the digits' 8 are the least already.
+SYNTHETIC = DatasetInfo(
+    name="synthetic", format="synthetic", channels=3, classes=4, image_size=16, train_images=160, test_images=80
+)
+MODERN: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "augment": {"pad": 2, "flip": True, "colour": 0.1}},
+    "optim": {
+        "lr": 0.1, "nesterov": True, "decay_norm_and_bias": False, "schedule": {"kind": "cosine", "warmup_steps": 3}
+    },
+    "regularisation": {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1, "ema": 0.99},
+    "training": {"global_batch": 32, "steps": STEPS, "log_every_steps": 1, "seed": 7, "progressive_from": 8},
+}  # fmt: skip
+
+
+def test_a_modern_recipe_survives_a_kill(s3: S3Server, cache: Path) -> None:
+    """Mixed, growing and colour-shifted images, an average of the weights, and two groups of parameters."""
+    spec = small_spec(2, **MODERN)
+    whole, result = train(s3, cache, spec, "modern-whole", SYNTHETIC)
+    killed = train_killed_twice(s3, cache, spec, "modern-killed", SYNTHETIC)
+
+    before, after = last(s3, whole), last(s3, killed)
+    assert same(before.weights, after.weights)
+    assert before.averaged is not None
+    assert after.averaged is not None
+    assert same(before.averaged, after.averaged)
+    assert told(s3, whole) == told(s3, killed)
+
+    # What was evaluated is the average, and it is what a checkpoint gives to others.
+    top = best(list_checkpoints(s3.store(), whole, [1]))
+    assert top is not None
+    assert top.manifest.evaluation == result.evaluation
+    assert result.evaluation is not None
+    network = network_of(top.manifest, s3.store().get(top.key + WEIGHTS))
+    images = open_dataset(SYNTHETIC, "test")
+    normalisation = Normalisation.from_state(before.inputs)
+    totals = evaluate(network, eval_loader(images, batch=256), normalisation.normalise, torch.device("cpu"))
+    assert totals.correct1 / totals.images == result.evaluation.top1
+    assert not any(torch.equal(before.weights[name], before.averaged[name]) for name in ("conv1.weight", "fc.bias"))
+    assert torch.equal(before.weights["bn1.running_mean"], before.averaged["bn1.running_mean"])
+
+
+def test_images_too_small_to_begin_with_are_told(s3: S3Server, cache: Path) -> None:
+    training = {**MODERN["training"], "progressive_from": 20}
+    prefix = write_job(s3.store(), small_spec(2, **{**MODERN, "training": training}), "too-small", SYNTHETIC)
+    result = run_gang(s3, prefix, 1, 2, cache=cache)
+    assert result is not None
+    assert (result.outcome, result.reason) == ("failed", "InvalidData")
+    assert "begins at 20 pixels, and the network's input has 16" in result.message
