@@ -154,8 +154,11 @@ class ModelInfo(Resource):
     name: str
     family: str
     depth: int
+    block: str = Field(description="basic or bottleneck; none for networks without blocks.")
+    order: str
     shortcut: str
     variant: str
+    norm: str
     width: int
     parameters: int
     macs: int = Field(description="Multiply-adds of one image's forward pass, one for a product with its addition.")

@@ -22,7 +22,7 @@ def recipes(
             return
         print_table(
             ("recipe", ">published error", "what it is"),
-            ((item.name, f"{item.published.error:.2f} %" if item.published else "-", item.title) for item in found),
+            ((item.name, str(item.published[0]) if item.published else "-", item.title) for item in found),
         )
         return
     from resforge.cli.exits import Exit, Failure
@@ -37,9 +37,11 @@ def recipes(
     import yaml
 
     typer.echo(f"# {recipe.title}")
-    if recipe.published:
-        published = recipe.published
-        typer.echo(f"# published: {published.metric} {published.error:.2f} % ({published.source})")
+    for published in recipe.published:
+        note = f"; {published.note}" if published.note and published.error is not None else ""
+        typer.echo(f"# published: {published.metric} {published} ({published.source}{note})")
+    for field in recipe.needs:
+        typer.echo(f"# to be given beside this: {field}")
     typer.echo(yaml.safe_dump(recipe.spec.model_dump(mode="json"), sort_keys=False).rstrip())
 
 

@@ -15,6 +15,7 @@ from resforge.spec.jobs import (
     CommonSpec,
     EvalDataSpec,
     EvaluateSpec,
+    EvaluationSpec,
     InitSpec,
     JobId,
     JobSpec,
@@ -37,8 +38,8 @@ from resforge.spec.training import (
 
 __all__ = [
     "JOB_SPEC", "MOST_PROBLEMS", "READINGS", "SPECS", "AnalyseSpec", "AugmentSpec", "CheckpointRef", "CheckpointSpec",
-    "CommonSpec", "DataSpec", "EvalDataSpec", "EvaluateSpec", "FieldProblem", "InitSpec", "JobId", "JobSpec",
-    "LabelKey", "LabelValue", "ModelSpec", "Name", "OptimSpec", "Part", "ProtocolSpec", "Reading",
+    "CommonSpec", "DataSpec", "EvalDataSpec", "EvaluateSpec", "EvaluationSpec", "FieldProblem", "InitSpec", "JobId",
+    "JobSpec", "LabelKey", "LabelValue", "ModelSpec", "Name", "OptimSpec", "Part", "ProtocolSpec", "Reading",
     "RegularisationSpec", "RetrySpec", "ScalingSpec", "ScheduleSpec", "SpecFileError", "TrainSpec", "TrainingSpec",
     "field_problems", "parse_job", "read_document",
 ]  # fmt: skip

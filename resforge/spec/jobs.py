@@ -190,28 +190,16 @@ class ProtocolSpec(Part):
         return self
 
 
-class EvaluateSpec(CommonSpec):
-    """Evaluate a checkpoint, or an ensemble of several, under a protocol. It runs as one process."""
+class EvaluationSpec(CommonSpec):
+    """How to evaluate: all of an evaluation but what is evaluated. It runs as one process."""
 
     kind: Literal["evaluate"] = "evaluate"
-    checkpoints: tuple[CheckpointRef, ...] = Field(
-        min_length=1, max_length=32, description="One, or the members of an ensemble, whose probabilities are averaged."
-    )
     data: EvalDataSpec = Field(default_factory=EvalDataSpec)
     protocol: ProtocolSpec = Field(default_factory=ProtocolSpec)
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU."
     )
     batch: int = Field(default=256, ge=1, le=1_000_000, description="Images at a time.")
-
-    @property
-    def sources(self) -> tuple[CheckpointRef, ...]:
-        return self.checkpoints
-
-    @property
-    def subject(self) -> str:
-        what = str(self.checkpoints[0]) if len(self.checkpoints) == 1 else f"{len(self.checkpoints)} checkpoints"
-        return f"{self.protocol.views} of {what}"
 
     @field_validator("scaling")
     @classmethod
@@ -221,6 +209,23 @@ class EvaluateSpec(CommonSpec):
                 "workers", "an evaluation is one process; workers must be 1", {"field": "workers"}
             )
         return scaling
+
+
+class EvaluateSpec(EvaluationSpec):
+    """Evaluate a checkpoint, or an ensemble of several, under a protocol."""
+
+    checkpoints: tuple[CheckpointRef, ...] = Field(
+        min_length=1, max_length=32, description="One, or the members of an ensemble, whose probabilities are averaged."
+    )
+
+    @property
+    def sources(self) -> tuple[CheckpointRef, ...]:
+        return self.checkpoints
+
+    @property
+    def subject(self) -> str:
+        what = str(self.checkpoints[0]) if len(self.checkpoints) == 1 else f"{len(self.checkpoints)} checkpoints"
+        return f"{self.protocol.views} of {what}"
 
 
 class AnalyseSpec(CommonSpec):

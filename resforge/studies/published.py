@@ -10,6 +10,7 @@ from functools import cache
 from pydantic import Field
 
 from resforge import recipes
+from resforge.spec import TrainSpec
 from resforge.storage import Document
 from resforge.studies.catalog import StudySpec
 
@@ -75,11 +76,11 @@ def _of_recipes(dataset: str) -> dict[str, recipes.Published]:
     """The recipes' figures on a data set, by the network's name and its option: resnet-34, resnet-34-B, plain-18."""
     found: dict[str, recipes.Published] = {}
     for recipe in recipes.all_recipes().values():
-        if recipe.published is None or recipe.spec.data.dataset != dataset:
+        if not recipe.published or not isinstance(recipe.spec, TrainSpec) or recipe.spec.data.dataset != dataset:
             continue
         model = recipe.spec.model
         name = model.name.rpartition("/")[2]
-        found.setdefault(name, recipe.published)
+        found.setdefault(name, recipe.published[0])
         if model.shortcut in ("A", "B", "C"):
-            found.setdefault(f"{name.removesuffix('-' + model.shortcut)}-{model.shortcut}", recipe.published)
+            found.setdefault(f"{name.removesuffix('-' + model.shortcut)}-{model.shortcut}", recipe.published[0])
     return found

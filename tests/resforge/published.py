@@ -88,21 +88,45 @@ MILLIONS: tuple[tuple[dict[str, object], float], ...] = (
     ({"family": "cifar", "depth": 164, "block": "bottleneck", "order": "pre"}, 1.7),
 )
 
-# Recipe -> the error published for it, in percent.
-ERRORS: dict[str, float] = {
-    "cifar10/resnet-20": 8.75,
-    "cifar10/resnet-32": 7.51,
-    "cifar10/resnet-44": 7.17,
-    "cifar10/resnet-56": 6.97,
-    "cifar10/resnet-110": 6.43,
-    "cifar10/resnet-1202": 7.93,
-    "imagenet/plain-18": 27.94,
-    "imagenet/plain-34": 28.54,
-    "imagenet/resnet-18": 27.88,
-    "imagenet/resnet-34-A": 25.03,
-    "imagenet/resnet-34": 24.52,
-    "imagenet/resnet-34-C": 24.19,
-    "imagenet/resnet-50": 22.85,
-    "imagenet/resnet-101": 21.75,
-    "imagenet/resnet-152": 21.43,
+# Recipe -> CIFAR-10 test errors in percent (He et al. 2015, table 6; 2016, tables 1 and 3).
+ERRORS: dict[str, tuple[float, ...]] = {
+    "cifar10/resnet-20": (8.75,),
+    "cifar10/resnet-32": (7.51,),
+    "cifar10/resnet-44": (7.17,),
+    "cifar10/resnet-56": (6.97,),
+    "cifar10/resnet-110": (6.43,),
+    "cifar10/resnet-1202": (7.93,),
+    "cifar10/highway-20": (7.54,),
+    "cifar10/highway-32": (8.80,),
+    "cifar10/preact-110": (6.37,),
+    "cifar10/resnet-164": (5.93,),
+    "cifar10/preact-164": (5.46,),
+    "cifar10/resnet-1001": (7.61,),
+    "cifar10/preact-1001": (4.92,),
+    "cifar10/resnet-110-scaling": (12.35,),
+    "cifar10/resnet-110-exclusive-gating": (8.70,),
+    "cifar10/resnet-110-shortcut-gating": (6.91,),
+    "cifar10/resnet-110-shortcut-gating-0": (12.86,),
+    "cifar10/resnet-110-conv1x1": (12.22,),
+    # Li et al. 2018, table 1, without shortcuts
+    "cifar10/plain-20": (8.18,),
+    "cifar10/plain-56": (13.31,),
+    "cifar10/plain-110": (16.44,),
+    "cifar10/resnet-110-stochastic": (5.23,),
 }
+
+# Network -> views -> top-1 and top-5 error in percent (He et al. 2015, tables 2 to 4).
+IMAGENET_ERRORS: dict[str, dict[str, tuple[float, ...]]] = {
+    "plain-18": {"ten-crop": (27.94,)},
+    "resnet-18": {"ten-crop": (27.88,)},
+    "plain-34": {"ten-crop": (28.54, 10.02)},
+    "resnet-34-A": {"ten-crop": (25.03, 7.76)},
+    "resnet-34": {"ten-crop": (24.52, 7.46), "multi-scale": (21.84, 5.71)},
+    "resnet-34-C": {"ten-crop": (24.19, 7.40), "multi-scale": (21.53, 5.60)},
+    "resnet-50": {"ten-crop": (22.85, 6.71), "multi-scale": (20.74, 5.25)},
+    "resnet-101": {"ten-crop": (21.75, 6.05), "multi-scale": (19.87, 4.60)},
+    "resnet-152": {"ten-crop": (21.43, 5.71), "multi-scale": (19.38, 4.49)},
+    "vgg-16": {"ten-crop": (28.07, 9.33)},
+}
+# Network -> torchvision's accuracy with its first weights, in percent.
+TORCHVISION = {"resnet-34": 73.314, "resnet-50": 76.130, "resnet-101": 77.374, "resnet-152": 78.312, "vgg-19": 72.376}

@@ -7,10 +7,12 @@ from pydantic import ValidationError
 
 from resforge.networks import IMAGENET_BLOCKS
 from resforge.recipes import Recipe, UnknownRecipe, all_recipes, expand, get
-from resforge.spec import TrainSpec
-from tests.resforge.published import ERRORS
+from resforge.spec import EvaluateSpec, TrainSpec
+from tests.resforge.published import ERRORS, IMAGENET_ERRORS, TORCHVISION
 
 RECIPES = list(all_recipes().values())
+TRAININGS = [recipe for recipe in RECIPES if isinstance(recipe.spec, TrainSpec)]
+EVALUATIONS = [recipe for recipe in RECIPES if not isinstance(recipe.spec, TrainSpec)]
 # What the recipes' data sets hold: channels, classes, side.
 IMAGES = {"digits": (1, 10, 8), "fashion-mnist": (1, 10, 28), "cifar10": (3, 10, 32), "imagenet": (3, 1000, 224)}
 
@@ -19,25 +21,73 @@ def by_name(recipe: Recipe) -> str:
     return recipe.name
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
-def test_a_recipe_is_a_complete_valid_job(recipe: Recipe) -> None:
+def training(name: str) -> TrainSpec:
+    spec = get(name).spec
+    assert isinstance(spec, TrainSpec)
+    return spec
+
+
+@pytest.mark.parametrize("recipe", TRAININGS, ids=by_name)
+def test_a_training_is_a_complete_valid_job(recipe: Recipe) -> None:
+    assert isinstance(recipe.spec, TrainSpec)
     assert TrainSpec.model_validate(recipe.spec.model_dump(mode="json")) == recipe.spec
     assert recipe.spec.recipe == recipe.name == next(name for name, same in all_recipes().items() if same is recipe)
     channels, classes, size = IMAGES[recipe.spec.data.dataset]
     network = recipe.spec.model.network(channels=channels, classes=classes, image_size=size)
-    assert network.depth == int(recipe.name.split("-")[-2 if recipe.name[-1].isalpha() else -1])
+    assert network.depth == int(recipe.name.split("-")[1] if "fashion" not in recipe.name else 20)
     assert recipe.name.startswith(recipe.spec.data.dataset)
+    assert recipe.needs == ()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
+@pytest.mark.parametrize("recipe", TRAININGS, ids=by_name)
 def test_plain_recipes_have_no_shortcut(recipe: Recipe) -> None:
-    assert ("/plain-" in recipe.name) == (recipe.spec.model.shortcut == "none")
+    assert isinstance(recipe.spec, TrainSpec)
+    assert recipe.name.partition("/")[2].startswith(("plain-", "vgg-")) == (recipe.spec.model.shortcut == "none")
+
+
+@pytest.mark.parametrize("recipe", EVALUATIONS, ids=by_name)
+def test_an_evaluation_is_complete_with_checkpoints(recipe: Recipe) -> None:
+    assert recipe.needs == ("checkpoints",)
+    with pytest.raises(ValidationError, match="checkpoints"):
+        EvaluateSpec.model_validate(expand({"recipe": recipe.name}))
+    checkpoint = {"job": "job-aaaaaaaaaaaa", "which": "best"}
+    spec = EvaluateSpec.model_validate(expand({"recipe": recipe.name, "checkpoints": [checkpoint]}))
+    assert spec.protocol == recipe.spec.protocol  # type: ignore[union-attr]
+    assert spec.protocol.views in (recipe.name.rpartition("/")[2], "multi-scale")
 
 
 def test_published_errors_are_the_papers() -> None:
-    published = {recipe.name: recipe.published for recipe in RECIPES if recipe.published}
-    assert {name: value.error for name, value in published.items()} == ERRORS
-    assert all("He et al. 2015, table" in value.source for value in published.values())
+    cifar = {
+        recipe.name: tuple(item.error for item in recipe.published if item.error is not None)
+        for recipe in RECIPES
+        if recipe.name.startswith("cifar10/")
+    }
+    assert {name: errors for name, errors in cifar.items() if errors} == ERRORS
+
+
+def test_published_imagenet_errors_are_the_papers() -> None:
+    for network, rows in IMAGENET_ERRORS.items():
+        trained = [item.error for item in get(f"imagenet/{network}").published]
+        assert trained[: sum(map(len, rows.values()))] == [error for row in rows.values() for error in row]
+        for views, errors in rows.items():
+            assert tuple(item.error for item in get(f"imagenet/{network}/{views}").published) == errors
+    assert {recipe.name for recipe in EVALUATIONS} == {
+        "imagenet/ensemble",
+        *(f"imagenet/{network}/{views}" for network, rows in IMAGENET_ERRORS.items() for views in rows),
+    }
+    assert [item.error for item in get("imagenet/ensemble").published] == [3.57]
+
+
+@pytest.mark.parametrize(("network", "accuracy"), TORCHVISION.items())
+def test_published_centre_crop_errors_are_torchvisions(network: str, accuracy: float) -> None:
+    [found] = [item for item in get(f"imagenet/{network}").published if item.source == "torchvision"]
+    assert found.error == pytest.approx(100 - accuracy)
+
+
+def test_what_failed_when_published_is_said_so() -> None:
+    assert str(get("cifar10/plain-110").published[0]) == "more than 60 %"
+    assert str(get("cifar10/resnet-110-dropout").published[0]) == "more than 20 %"
+    assert "best of five; 6.61 +- 0.16" in get("cifar10/resnet-110").published[0].note
 
 
 def test_every_network_of_the_papers_tables_has_a_recipe() -> None:
@@ -48,19 +98,34 @@ def test_every_network_of_the_papers_tables_has_a_recipe() -> None:
 
 
 def test_the_papers_cifar_protocol() -> None:
-    spec = get("cifar10/resnet-56").spec
+    spec = training("cifar10/resnet-56")
     assert (spec.training.global_batch, spec.training.steps) == (128, 64_000)
     assert [fraction * 64_000 for fraction in spec.optim.schedule.milestones] == [32_000, 48_000]
     assert (spec.optim.lr, spec.optim.momentum, spec.optim.weight_decay) == (0.1, 0.9, 1e-4)
     assert (spec.data.augment.pad, spec.data.augment.flip, spec.data.mean) == (4, True, "pixel")
-    deep = get("cifar10/resnet-110").spec.optim.schedule
-    assert (deep.warmup_steps, deep.warmup_lr) == (400, 0.01)
+    deep = training("cifar10/resnet-110").optim.schedule
+    assert (deep.warmup_lr, deep.warmup_until_error, deep.kind) == (0.01, 0.8, "step")
+    split = training("cifar10/resnet-56-split")
+    assert split.data.validation == 5000
+    assert split.model_copy(update={"data": spec.data, "recipe": spec.recipe}) == spec
 
 
 def test_the_papers_imagenet_protocol() -> None:
-    spec = get("imagenet/resnet-50").spec
-    assert (spec.training.global_batch, spec.training.epochs) == (256, 120)
-    assert (spec.data.augment.scale, spec.data.augment.flip) == ((256, 480), True)
+    spec = training("imagenet/resnet-50")
+    assert (spec.training.global_batch, spec.training.steps) == (256, 600_000)
+    augment = spec.data.augment
+    assert (augment.scale, augment.flip, augment.colour, spec.data.mean) == ((256, 480), True, 0.1, "pixel")
+    assert (spec.optim.lr, spec.optim.schedule.kind, spec.optim.schedule.gamma) == (0.1, "plateau", 0.1)
+
+
+def test_modern_recipes_use_what_came_later() -> None:
+    for name in ("imagenet/resnet-50-modern", "cifar10/resnet-56-modern"):
+        spec = training(name)
+        extra = spec.regularisation
+        assert spec.optim.schedule.kind == "cosine"
+        assert not spec.optim.decay_norm_and_bias
+        assert extra.label_smoothing and extra.mixup and extra.cutmix and extra.ema  # noqa: PT018
+    assert training("imagenet/resnet-50-modern").training.progressive_from == 128
 
 
 # expand
@@ -71,7 +136,7 @@ def expanded(**document: Any) -> TrainSpec:
 
 
 def test_a_recipe_alone_is_the_recipe() -> None:
-    for recipe in RECIPES:
+    for recipe in TRAININGS:
         assert expanded(recipe=recipe.name) == recipe.spec
 
 
@@ -82,7 +147,7 @@ def test_a_document_without_a_recipe_is_left_as_it_is() -> None:
 
 def test_given_fields_are_laid_over_the_recipes() -> None:
     spec = expanded(recipe="cifar10/resnet-20", optim={"lr": 0.05, "schedule": {"gamma": 0.2}}, labels={"team": "a"})
-    base = get("cifar10/resnet-20").spec
+    base = training("cifar10/resnet-20")
     assert (spec.optim.lr, spec.optim.schedule.gamma) == (0.05, 0.2)
     assert (spec.optim.momentum, spec.optim.schedule.milestones) == (
         base.optim.momentum,
