@@ -75,6 +75,7 @@ class Classifier(pl.LightningModule):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         # top-1 hits, images: of the window by whose error the warm-up may end, on this rank alone.
         self.window = torch.zeros(2, dtype=torch.float64, device=device)
+        self.train()  # Lightning leaves modules in the mode that they are in
 
     @property
     def lr(self) -> float:
