@@ -93,6 +93,11 @@ def test_streams_are_told_of(schema: dict[str, Any]) -> None:
         assert {"application/json", "text/event-stream"} <= set(content)
 
 
+def test_a_studys_report_is_a_page(schema: dict[str, Any]) -> None:
+    answers = operations(schema)["GET /v1/studies/{study_id}/report.html"]["responses"]
+    assert set(answers["200"]["content"]) == {"text/html"}
+
+
 def test_the_pages_for_people_are_served(api: Api) -> None:
     for path in ("/docs", "/redoc"):
         answer = httpx.get(api.url + path)
