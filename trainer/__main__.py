@@ -24,14 +24,21 @@ def main() -> int:
     run = commands.add_parser("run", help="drive one attempt of a job on the Ray cluster at hand")
     run.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
     run.add_argument("attempt", type=int, help="the attempt's number, from 1")
-    evaluate = commands.add_parser("evaluate", help="evaluate a pulled checkpoint on its held-out images")
-    evaluate.add_argument("directory", type=Path, help="where `resforge pull` wrote it")
+    evaluate = commands.add_parser("evaluate", help="evaluate pulled checkpoints on their held-out images")
+    evaluate.add_argument(
+        "directories", type=Path, nargs="+", metavar="directory",
+        help="where `resforge pull` wrote a checkpoint; several are an ensemble",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--views", choices=("centre", "ten-crop", "multi-scale"), default="centre",
+        help="what is averaged for an image (He et al. 2015, section 3.4); default: one centred crop",
+    )  # fmt: skip
     evaluate.add_argument("--location", help="where the data lie, for formats that do not come with the trainer")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if arguments.command == "run":
         return _run(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
-    return _evaluate(arguments.directory, arguments.location, arguments.json, TrainerSettings.from_environment())
+    return _evaluate(arguments, TrainerSettings.from_environment())
 
 
 def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
@@ -86,7 +93,7 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
     os._exit(3 if result is None else 1 if result.outcome == "failed" else 0)
 
 
-def _evaluate(directory: Path, location: str | None, as_json: bool, settings: TrainerSettings) -> int:
+def _evaluate(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
     import torch
 
     from trainer.evaluate import evaluate_checkpoint
@@ -94,13 +101,22 @@ def _evaluate(directory: Path, location: str | None, as_json: bool, settings: Tr
     def bucket(name: str) -> ObjectStore:
         return ObjectStore(name, endpoint=settings.s3_endpoint)
 
+    directories: list[Path] = arguments.directories
     torch.set_num_threads(1)  # as the workers evaluated it
     try:
-        point = evaluate_checkpoint(directory, location=location, store_factory=bucket)
+        if len(directories) == 1 and arguments.views == "centre":
+            point = evaluate_checkpoint(directories[0], location=arguments.location, store_factory=bucket)
+        else:
+            from trainer.protocols import evaluate_folders
+
+            point = evaluate_folders(
+                directories, arguments.views, location=arguments.location, store_factory=bucket,
+                progress=lambda done, total: print(f"{done}/{total} images", end="\r", file=sys.stderr, flush=True),
+            )  # fmt: skip
     except (CorruptCheckpoint, TrainingFault, StorageError, OSError, ValueError) as error:
-        print(f"{directory} can't be evaluated: {error}", file=sys.stderr)
+        print(f"{' '.join(map(str, directories))} can't be evaluated: {error}", file=sys.stderr)
         return 1
-    if as_json:
+    if arguments.json:
         print(json.dumps(point.model_dump(mode="json")))
     else:
         loss = "not finite" if point.loss is None else f"{point.loss:.4f}"

@@ -19,7 +19,7 @@ from resforge.metrics import EvalPoint
 from resforge.storage import INPUT, MANIFEST, WEIGHTS, CorruptCheckpoint, Manifest
 from trainer.data.files import StoreFactory
 from trainer.data.loader import eval_loader
-from trainer.data.sets import open_dataset
+from trainer.data.sets import ImageSet, open_dataset
 from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
 from trainer.sources import network_of
@@ -175,13 +175,28 @@ def evaluate_checkpoint(
         StorageError: S3 does not answer, or refuses.
     """
     network, manifest, normalisation = load_network(directory)
-    images = open_dataset(_described(manifest, location), "test", store_factory=store_factory, cache_dir=cache_dir)
-    if manifest.downscale > 1:
-        images = images.downscaled(manifest.downscale)
+    images = held_out(manifest, location, store_factory=store_factory, cache_dir=cache_dir)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = eval_loader(images, batch=batch, pin_memory=device.type == "cuda")
     totals = evaluate(network.to(device), loader, normalisation.to(device).normalise, device, precision=precision)
     return totals.point(attempt=manifest.attempt, step=manifest.step, epoch=manifest.epoch)
+
+
+def held_out(
+    manifest: Manifest,
+    location: str | None,
+    *,
+    store_factory: StoreFactory | None = None,
+    cache_dir: Path | None = None,
+) -> ImageSet:
+    """The held-out images of a checkpoint's data set, as its network takes them.
+
+    Raises:
+        InvalidData: the data are absent, damaged, or not those that the network was made for.
+        StorageError: S3 does not answer, or refuses.
+    """
+    images = open_dataset(_described(manifest, location), "test", store_factory=store_factory, cache_dir=cache_dir)
+    return images.downscaled(manifest.downscale) if manifest.downscale > 1 else images
 
 
 def _described(manifest: Manifest, location: str | None) -> DatasetInfo:

@@ -8,6 +8,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resforge.metrics import EvalPoint
 from resforge.spec import ProtocolSpec
+from trainer.data.files import StoreFactory
 from trainer.data.sets import ArraySet, FolderSet, ImageSet
 from trainer.data.transforms import Normalisation, resize, shorter_side, to_pixels
 from trainer.errors import InvalidData
-from trainer.evaluate import EvalTotals, autocast
-from trainer.sources import Source
+from trainer.evaluate import EvalTotals, autocast, held_out, load_network
+from trainer.sources import Trained
 
 SCALES = (224, 256, 384, 480, 640)
 MOST_CLASSES_DRAWN = 30
@@ -99,7 +102,7 @@ def _errors(totals: EvalTotals) -> dict[str, Any]:
 
 @torch.inference_mode()
 def evaluate_sources(
-    sources: Sequence[Source],
+    sources: Sequence[Trained],
     images: ImageSet,
     protocol: ProtocolSpec,
     *,
@@ -155,13 +158,46 @@ def evaluate_sources(
     return Evaluated(totals, tuple(own), confusion)
 
 
+def evaluate_folders(
+    directories: Sequence[Path],
+    views: str,
+    *,
+    location: str | None = None,
+    store_factory: StoreFactory | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> EvalPoint:
+    """Evaluate pulled checkpoints, as one or as an ensemble, on the first one's held-out images.
+
+    Args:
+        directories: folders with manifest.json and the parts beside it.
+        views: centre, ten-crop, or multi-scale.
+        location: the folder or s3:// prefix where the data lie, for formats that do not come with the trainer.
+
+    Raises:
+        CorruptCheckpoint: a folder lacks a file, or one is not what was written.
+        InvalidData: the data are not those that the networks were made for, or the networks do not agree.
+        StorageError: S3 does not answer, or refuses.
+    """
+    members = []
+    for directory in directories:
+        network, manifest, normalisation = load_network(directory)
+        members.append(Trained(network=network, manifest=manifest, normalisation=normalisation))
+    first = members[0].manifest
+    images = held_out(first, location, store_factory=store_factory, cache_dir=cache_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    protocol = ProtocolSpec.model_validate({"views": views})
+    evaluated = evaluate_sources(members, images, protocol, device=device, progress=progress)
+    return evaluated.totals.point(attempt=first.attempt, step=first.step, epoch=first.epoch)
+
+
 @dataclass(frozen=True)
 class _Member:
     network: nn.Module
     normalisation: Normalisation
 
     @classmethod
-    def of(cls, source: Source, device: torch.device) -> "_Member":
+    def of(cls, source: Trained, device: torch.device) -> "_Member":
         network = copy.deepcopy(source.network).to(device).eval()
         return cls(network, source.normalisation.to(device))
 

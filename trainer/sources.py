@@ -26,21 +26,30 @@ from trainer.errors import SourceUnavailable
 from trainer.models import build
 
 
-@dataclass(frozen=True)
-class Source:
-    """A trained network and where it came from.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained network.
 
     Attributes:
         network: in evaluation mode, on the CPU.
         manifest: its checkpoint's.
-        job: what was asked of the job that trained it, and its data set.
         normalisation: how it sees images.
     """
 
     network: nn.Module
     manifest: Manifest
-    job: JobDocument
     normalisation: Normalisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Trained):
+    """A trained network and where it came from.
+
+    Attributes:
+        job: what was asked of the job that trained it, and its data set.
+    """
+
+    job: JobDocument
 
 
 def open_source(store: ObjectStore, project: str, reference: CheckpointRef) -> Source:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,8 @@ from trainer.data.sets import input_normalisation, open_dataset
 from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
 from trainer.evaluate import EvalTotals, evaluate, evaluate_checkpoint, load_network
-from trainer.models.residual import build
+from trainer.models import build
+from trainer.protocols import evaluate_folders
 
 CPU = torch.device("cpu")
 MODEL = ModelSpec.model_validate({"family": "cifar", "depth": 8, "width": 4})
@@ -201,6 +204,24 @@ def test_data_that_come_with_the_trainer_need_no_location(digits_checkpoint: Pat
     ).point(attempt=2, step=40, epoch=4)
     assert point.model_copy(update={"at": expected.at}) == expected
     assert point.images == 360
+
+
+def test_pulled_checkpoints_are_an_ensemble(digits_checkpoint: Path) -> None:
+    one = evaluate_checkpoint(digits_checkpoint)
+    told: list[tuple[int, int]] = []
+    both = evaluate_folders([digits_checkpoint, digits_checkpoint], "centre", progress=lambda *done: told.append(done))
+    assert (both.top1, both.top5, both.images) == (one.top1, one.top5, one.images)
+    assert told[-1] == (360, 360)
+
+
+@pytest.mark.parametrize("views", ["ten-crop", "multi-scale"])
+def test_a_pulled_checkpoint_is_evaluated_by_its_views(views: str, digits_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "evaluate", str(digits_checkpoint), "--views", views, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["images"] == 360
+    assert "360/360 images" in done.stderr
 
 
 def test_as_many_synthetic_images_are_evaluated_as_before(tmp_path: Path) -> None:

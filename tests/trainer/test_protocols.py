@@ -1,6 +1,7 @@
 """Evaluation protocols held against the same views put together by hand."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resforge.jobs import DatasetInfo
-from resforge.spec import ProtocolSpec, TrainSpec
-from resforge.storage import JobDocument
+from resforge.spec import ModelSpec, ProtocolSpec
+from resforge.storage import Manifest
 from tests.trainer.analysis.conftest import subject_of
 from tests.trainer.data.test_splits import job
 from trainer.analysis.subject import Subject
@@ -23,7 +24,7 @@ from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
 from trainer.evaluate import evaluate
 from trainer.protocols import evaluate_sources, recompute_batch_norm
-from trainer.sources import Source
+from trainer.sources import Trained
 
 CPU = torch.device("cpu")
 
@@ -32,15 +33,15 @@ pytestmark = pytest.mark.stack  # half a minute of training and drawing
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return subject_of("A")
+    return subject_of(shortcut="A")
 
 
-def source_of(subject: Subject, network: nn.Module | None = None) -> Source:
+def source_of(subject: Subject, network: nn.Module | None = None) -> Trained:
     normalisation: Normalisation = subject.normalise.__self__  # type: ignore[attr-defined]
-    return Source(network or subject.network, subject.manifest, job(), normalisation)
+    return Trained(network=network or subject.network, manifest=subject.manifest, normalisation=normalisation)
 
 
-def run(sources: list[Source], images: ImageSet, **protocol: Any) -> Any:
+def run(sources: list[Trained], images: ImageSet, **protocol: Any) -> Any:
     return evaluate_sources(sources, images, ProtocolSpec.model_validate(protocol), device=CPU, batch=50)
 
 
@@ -94,7 +95,7 @@ def photographs(tmp_path: Path) -> FolderSet:
     return images
 
 
-def photographed() -> tuple[Source, list[Tensor]]:
+def photographed() -> tuple[Trained, list[Tensor]]:
     """A network that answers by the mean colours of what it sees, and remembers the shapes."""
     torch.manual_seed(0)
     seen: list[Tensor] = []
@@ -111,25 +112,14 @@ def photographed() -> tuple[Source, list[Tensor]]:
         def __deepcopy__(self, memo: object) -> "Network":
             return self
 
-    spec = TrainSpec.model_validate(
-        {
-            "model": {"family": "cifar", "depth": 8},
-            "data": {"dataset": "p"},
-            "training": {"global_batch": 2, "steps": 1},
-        }
-    )
-    from datetime import UTC, datetime
-
-    from resforge.storage import Manifest
-
+    model = ModelSpec.model_validate({"family": "cifar", "depth": 8})
     manifest = Manifest(
-        job="j", attempt=1, step=1, epoch=0, offset=0, created_at=datetime.now(UTC), workers=1, model=spec.model,
+        job="j", attempt=1, step=1, epoch=0, offset=0, created_at=datetime.now(UTC), workers=1, model=model,
         channels=3, classes=2, image_size=28, dataset="p", dataset_format="folder", parts=(),
     )  # fmt: skip
-    info = DatasetInfo(name="p", format="folder", channels=3, classes=2, image_size=28)
-    document = JobDocument(job="j", project="p", spec=spec, dataset=info)
     mean = torch.linspace(0, 200, 28 * 28 * 3).reshape(28, 28, 3)
-    return Source(Network().eval(), manifest, document, Normalisation(mean, torch.full((3,), 60.0))), seen
+    normalisation = Normalisation(mean, torch.full((3,), 60.0))
+    return Trained(network=Network().eval(), manifest=manifest, normalisation=normalisation), seen
 
 
 def test_ten_crops_are_corners_and_centre_and_their_mirror_images(photographs: FolderSet) -> None:
