@@ -36,7 +36,12 @@ def evaluate(
         list[str],
         typer.Argument(metavar="JOB[:WHICH]...", help="best, latest or a step of a job; several are an ensemble."),
     ],
-    views: Annotated[str, typer.Option(help="centre, ten-crop, or multi-scale.")] = "centre",
+    views: Annotated[
+        str | None, typer.Option(help="centre, ten-crop, or multi-scale.", show_default="the recipe's, or centre")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="An evaluation that was published, such as imagenet/resnet-50/ten-crop.")
+    ] = None,
     dataset: Dataset = None,
     split: Split = "test",
     limit: Limit = None,
@@ -49,8 +54,9 @@ def evaluate(
     document: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoints": [reference(item) for item in checkpoints],
-        "protocol": {"views": views},
         "data": _data(dataset, split, limit),
+        **({} if views is None else {"protocol": {"views": views}}),
+        **({} if recipe is None else {"recipe": recipe}),
     }
     _run(context, document, settings, watch=watch, output=output, as_json=as_json)
 

@@ -67,6 +67,18 @@ def test_an_evaluation_of_an_ensemble_under_a_protocol(cli: Cli, api: Api) -> No
     assert (spec.data.dataset, spec.data.split, spec.data.limit) == (None, "train", 100)
 
 
+def test_an_evaluation_by_a_recipe(cli: Cli, api: Api) -> None:
+    source = api.ended()
+    words = ("--recipe", "imagenet/resnet-50/ten-crop", "--set", "scaling.gpus_per_worker=0", "--no-watch", "--json")
+    done = cli("evaluate", source.id, *words)
+    assert (done.code, done.err) == (0, "")
+    spec = Job.model_validate(done.json).spec
+    assert spec.kind == "evaluate"
+    assert (spec.recipe, spec.protocol.views) == ("imagenet/resnet-50/ten-crop", "ten-crop")
+    assert (spec.scaling.gpus_per_worker, spec.scaling.cpus_per_worker) == (0, 8)
+    assert "did you mean imagenet/resnet-50" in cli("evaluate", source.id, "--recipe", "imagenet/resnet50/10").err
+
+
 def test_a_reading_of_a_checkpoint_by_its_step(cli: Cli, api: Api) -> None:
     source = api.ended()
     api.checkpoint(source, 10, top1=0.9)
