@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from resforge.jobs import JobState
 from resforge.metrics import POINT, EvalPoint, TrainPoint
@@ -42,7 +42,7 @@ def gather(store: "ObjectStore", study: StudyDocument, states: Mapping[str, JobS
             is not told from one that has yet to begin.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(lambda member: _measure(store, study.project, member), study.members))
+        found = list(pool.map(lambda member: _measured(store, study.project, member), study.members))
     if states is not None:
         found = [_told(item, states.get(item.job)) for item in found]
     return summarise(study, found)
@@ -69,6 +69,15 @@ def _told(member: Measured, state: JobState | None) -> Measured:
         return member.model_copy(update={"outcome": "deleted"})
     ended = {JobState.FAILED: "failed", JobState.CANCELLED: "stopped"}.get(state) if state else None
     return member.model_copy(update={"outcome": ended}) if ended and member.outcome == "unfinished" else member
+
+
+def _measured(store: "ObjectStore", project: str, member: StudyMember) -> Measured:
+    """A job's figures. One whose objects are damaged has none, and does not take the others' along."""
+    try:
+        return _measure(store, project, member)
+    except ValidationError as error:
+        message = f"what it has left can't be read: {error.errors()[0]['msg']}"
+        return Measured(**member.model_dump(), outcome="unreadable", message=message)
 
 
 def _measure(store: "ObjectStore", project: str, member: StudyMember) -> Measured:

@@ -44,7 +44,7 @@ class StudyDocument(Document):
 class Measured(StudyMember):
     """What one job of a study measured. Errors are in percent; null where there is none yet."""
 
-    outcome: str = Field(description="succeeded, failed, stopped, unfinished, or deleted.")
+    outcome: str = Field(description="succeeded, failed, stopped, unfinished, deleted, or unreadable.")
     message: str = ""
     train_error: float | None = Field(
         default=None, description="Of all training images, in evaluation mode, at the end."

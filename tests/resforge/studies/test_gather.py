@@ -173,6 +173,31 @@ def test_a_report_leads_nowhere_but_into_its_own_folder(objects: ObjectStore) ->
     assert pictures(objects, study, gather(objects, study)) == {reading.key: [PNG]}
 
 
+@pytest.mark.parametrize("damaged", ["metrics", "events", "result", "attempt", "report"])
+def test_damaged_objects_cost_their_own_jobs_figures_alone(objects: ObjectStore, damaged: str) -> None:
+    study = submitted(objects, 6, readings=True)
+    for member in study.members:
+        put_attempt(objects, member.job, 1)
+        if member.role == "reading":
+            look(objects, member.job)
+        else:
+            train(objects, member.job, ERRORS[member.series])
+        end(objects, member.job)
+    one = next(m for m in study.members if m.role == ("reading" if damaged == "report" else "training"))
+    keys = JobPrefix.of(PROJECT, one.job).attempt(1)
+    key = {
+        "metrics": keys.stream_part(Stream.METRICS, 1), "events": keys.stream_part(Stream.EVENTS, 1),
+        "result": keys.result, "attempt": keys.attempt, "report": keys.report + REPORT,
+    }[damaged]  # fmt: skip
+    objects.put(key, b'{"device": 3, "data": ')
+    found = gather(objects, study)
+    assert found.unfinished == (one.key,)
+    [member] = [member for member in found.members if member.key == one.key]
+    assert member.outcome == "unreadable"
+    assert "can't be read" in member.message
+    assert "unreadable" in render(found)
+
+
 def test_what_a_newer_version_has_added_is_let_through(objects: ObjectStore) -> None:
     study = submitted(objects, 5)
     data = objects.get(study_key(PROJECT, study.id))
