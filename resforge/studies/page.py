@@ -217,7 +217,7 @@ def _readings(report: StudyReport, pictures: Mapping[str, Sequence[bytes]]) -> I
         )
         shown = f"{found.source}; {found.images:,} images of {found.dataset} ({found.split}), seed {member.seed}"
         yield (
-            f'<h3>{html.escape(found.title)}</h3><div class="pictures">{images}</div>'
+            f'<h3>{html.escape(f"{member.series}: {found.title}")}</h3><div class="pictures">{images}</div>'
             f'<p class="soft">{html.escape(shown)}, {html.escape(found.job)}</p>'
         )
 

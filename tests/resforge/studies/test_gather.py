@@ -175,7 +175,7 @@ def test_a_report_leads_nowhere_but_into_its_own_folder(objects: ObjectStore) ->
 
 @pytest.mark.parametrize("damaged", ["metrics", "events", "result", "attempt", "report"])
 def test_damaged_objects_cost_their_own_jobs_figures_alone(objects: ObjectStore, damaged: str) -> None:
-    study = submitted(objects, 6, readings=True)
+    study = submitted(objects, 6, readings=damaged == "report")
     for member in study.members:
         put_attempt(objects, member.job, 1)
         if member.role == "reading":
