@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from resforge.client import Client
     from resforge.spec import TrainSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Client", "TrainSpec", "__version__"]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from resforge.metrics import RESTARTS, EvalPoint, Metric, Progress, TrainPoint
 from resforge.s3 import ObjectStore
 from resforge.storage import AttemptPrefix, JobDocument, JobPrefix, Result, Stream, best, list_checkpoints, read_stream
+from trainer.hardware import device_name, versions
 from trainer.streams import Shipper
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,13 @@ class Run:
             return
         before = read_stream(self.store, self.prefix, Stream.EVENTS, [self.attempt])
         self.restarts = sum(b'"' + STARTED.encode() + b'"' in line for _, line in before)
-        self.event(STARTED, f"{self.workers} workers train from step {self.step} of {self.total_steps}", step=self.step)
+        self.event(
+            STARTED,
+            f"{self.workers} workers train from step {self.step} of {self.total_steps}",
+            step=self.step,
+            device=device_name(self.device),
+            versions=versions(),
+        )
         self.progress()
         self.export({RESTARTS: float(self.restarts)})
 

@@ -6,7 +6,6 @@ They need neither Ray Train nor Lightning, so they start in seconds. A landscape
 import hashlib
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 
-import resforge
 from resforge.jobs import Reason
 from resforge.metrics import EvalPoint, Progress
 from resforge.reports import Report, ReportedCheckpoint
@@ -27,6 +25,7 @@ from resforge.storage import REPORT, AttemptPrefix, Control, JobDocument, JobPre
 from trainer.data.sets import ImageSet
 from trainer.data.splits import open_split
 from trainer.errors import TrainingFault
+from trainer.hardware import device_name, versions
 from trainer.settings import TrainerSettings
 from trainer.sources import Source, open_source
 from trainer.streams import Shipper
@@ -289,8 +288,8 @@ def _publish(
         values=found.values,
         pictures=tuple(parts),
         seconds=seconds,
-        device=torch.cuda.get_device_name(about.device) if about.device.type == "cuda" else platform.machine(),
-        versions={"resforge": resforge.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        device=device_name(about.device),
+        versions=versions(),
         made_at=datetime.now(UTC),
     )
     store.put(keys.report + REPORT, report.to_bytes(), "application/json")

@@ -197,6 +197,12 @@ class ModelSpec(Part):
         return has_bottlenecks(self.family, self.depth, self.block)
 
     @property
+    def grows(self) -> bool:
+        """Whether identity blocks can be appended to its stages: those of identity shortcuts, and plain ones."""
+        identities = self.shortcut in ("A", "B", "dropout") or (self.shortcut == "none" and not self.bottleneck)
+        return self.family != "vgg" and not self.tied and self.survival == 1 and identities
+
+    @property
     def name(self) -> str:
         """The usual name, such as `cifar/resnet-20`, `imagenet/plain-34` or `cifar/preact-110`.
 

@@ -158,6 +158,13 @@ def fit_problems(spec: TrainSpec, dataset: DatasetInfo) -> list[FieldProblem]:
     except ValueError as error:
         message = f"{spec.model.name} does not fit the dataset {dataset.name}: {error}"
         problems.append(_problem("/model", message, spec.model.name))
+    if spec.data.augment.colour and dataset.channels != 3:
+        message = f"colours are shifted in RGB images, and those of {dataset.name} have {dataset.channels} channel(s)"
+        problems.append(_problem("/data/augment/colour", message, spec.data.augment.colour))
+    first = spec.training.progressive_from
+    if first is not None and first > size:
+        message = f"images can't begin larger than the network's input, which has {size} pixels"
+        problems.append(_problem("/training/progressive_from", message, first))
     known = dataset.train_images
     left = None if known is None else known - spec.data.validation
     if left is not None and left < 1:
@@ -189,6 +196,12 @@ def init_problems(spec: TrainSpec, dataset: DatasetInfo, source: Trained) -> lis
         )
         problems.append(_problem("/init/take", message, spec.init.take))
     if spec.init.take == "grow":
+        if not mine.grows:
+            message = (
+                f"no identity blocks can be appended to {mine.name}; accepted are identity shortcuts (A, B) and "
+                "plain networks without bottlenecks"
+            )
+            return [*problems, _problem("/init/take", message, spec.init.take)]
         if theirs.depth >= mine.depth or theirs != mine.model_copy(update={"depth": theirs.depth}):
             message = f"{theirs.name} does not grow into {mine.name}: the networks may differ in a larger depth alone"
             problems.append(_problem("/init/take", message, spec.init.take))

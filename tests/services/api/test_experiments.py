@@ -80,8 +80,19 @@ def test_weights_to_begin_with_must_fit(api: Api, http: httpx.Client) -> None:
     shrunk = {**grown, "model": {"depth": 14}}
     assert "does not grow into" in refusals(http, shrunk)["/init/take"]
     assert "is cifar/resnet-32" in refusals(http, {**same, "model": {"depth": 32}})["/init/take"]
+    gated = {**grown, "model": {"depth": 32, "shortcut": "exclusive-gating"}}
+    assert "no identity blocks can be appended to cifar/resnet-32-exclusive" in refusals(http, gated)["/init/take"]
     other = {**same, "data": {"dataset": "synthetic", "augment": {"pad": 0}}}
     assert "1 channel(s)" in refusals(http, other)["/init/checkpoint/job"]
+
+
+def test_augmentation_must_fit_the_images(http: httpx.Client) -> None:
+    digits = {"recipe": "digits/resnet-20"}
+    told = refusals(http, {**digits, "data": {"augment": {"colour": 0.1}}})
+    assert "those of digits have 1 channel(s)" in told["/data/augment/colour"]
+    told = refusals(http, {**digits, "training": {"progressive_from": 16}})
+    assert "which has 8 pixels" in told["/training/progressive_from"]
+    assert http.post("/v1/jobs", json={**digits, "training": {"progressive_from": 8}}).status_code == 202
 
 
 def test_a_split_must_leave_something(http: httpx.Client) -> None:
