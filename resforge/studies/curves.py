@@ -50,11 +50,14 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Measured]]]) -> str:
 
 
 def _top(groups: Sequence[Sequence[Measured]]) -> float:
-    """Where the axis of errors ends: the first steps', and a network that does not train, would leave no room."""
+    """Where the axis of errors ends: every network that has learned is in the picture at its end; the first steps'
+    errors, and a network that does not train beside others that do, would leave no room."""
     means = [mean for members in groups for curves in _drawn(members) if (mean := over_seeds(curves)[1])]
     if not means:
         return 100.0
-    return min(max(3 * statistics.median(mean[-1] for mean in means), 5.0), 1.05 * max(map(max, means)) or 5.0)
+    last = [mean[-1] for mean in means]
+    learned = [error for error in last if error <= 5 * statistics.median(last)]
+    return min(max(1.3 * max(learned), 5.0), 1.05 * max(map(max, means)) or 5.0)
 
 
 def _drawn(members: Sequence[Measured]) -> tuple[list[Curve], list[Curve]]:

@@ -202,7 +202,7 @@ def _curves(report: StudyReport) -> str:
     return (
         f'<figure>{draw(panels)}<figcaption class="soft">Training error (of batches) dashed, test error solid; means '
         "over the seeds that have succeeded, or over all while none has, and the range of the test errors shaded. The "
-        "axis ends at three times the median last error; what stays above it is in the table.</figcaption></figure>"
+        "axis ends where the last errors need it; what stays above it is in the table.</figcaption></figure>"
     )
 
 
