@@ -57,7 +57,7 @@ def plan(services: Services, project: str, spec: StudySpec) -> tuple[StudyDocume
                 refused.add(ids[member.key])
                 continue
             job = NewJob(
-                ids[member.key], parsed, admit(parsed, services.store, sources_in(services, project, siblings))
+                ids[member.key], parsed, admit(parsed, services, sources_in(services, project, siblings))
             )
         except InvalidSpec as error:
             refused.add(ids[member.key])

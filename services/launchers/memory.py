@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from services.launchers.base import (
     Launcher,
@@ -43,7 +43,10 @@ class MemoryLauncher(Launcher):
         self._seen: dict[str, Observation] = {}
         self._lock = threading.Lock()
 
-    def nodes(self) -> list[Node]:
+    def pool_of(self, name: str | None) -> str:
+        return ""
+
+    def nodes(self, pool: str = "") -> list[Node]:
         with self._lock:
             self._check()
             return list(self.machines)
@@ -75,6 +78,9 @@ class MemoryLauncher(Launcher):
             seen = self._seen.get(name)
             if seen is not None and seen.phase in ("pending", "running") and not self.ignores_stop:
                 self._seen[name] = Observation("stopped")
+
+    def leftovers(self, live: Collection[str]) -> list[str]:
+        return []  # what has ended holds nothing
 
     def become(self, name: str, phase: Phase, message: str = "") -> None:
         """Let the cluster bring an attempt to a phase; `absent` forgets it, as a lost head does."""
