@@ -201,6 +201,7 @@ def _follow(case: _Case) -> Action:
         _submit,
         _lose_by_proof,
         _note_running,
+        _end_preempted,
         _end_silent,
         _end_unstarted,
         _await_launcher,
@@ -294,6 +295,14 @@ def _note_running(case: _Case) -> Action | None:
     return Apply(change)
 
 
+def _end_preempted(case: _Case) -> Action | None:
+    """End an attempt that ran and was put back into a queue: what runs again is to be an attempt of its own."""
+    seen = case.observed.launcher
+    if seen is None or not seen.queued or case.attempt.beat is None or case.cancelling:
+        return None
+    return _stop_for(case, Reason.PREEMPTED, seen.message)
+
+
 def _end_silent(case: _Case) -> Action | None:
     """End an attempt whose driver gives no sign of life. Only when it has ended can it be called lost."""
     attempt, observed, tried = case.attempt, case.observed, case.attempt.attempt
@@ -316,7 +325,7 @@ def _end_unstarted(case: _Case) -> Action | None:
     if case.cancelling or not case.runs or observed.watched_since is None:
         return None
     launcher = observed.launcher
-    if tried.state is AttemptState.RUNNING or launcher is None or launcher.waits_for_room:
+    if tried.state is AttemptState.RUNNING or launcher is None or launcher.queued:
         return None
     since = max(tried.submitted_at or tried.created_at, observed.watched_since, launcher.since or tried.created_at)
     if not case.waited(since, case.policy.start_timeout_s):

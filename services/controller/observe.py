@@ -66,7 +66,7 @@ class Look:
         launcher, launcher_error = self._observe(attempt.attempt.external_name)
         observed = Observed(launcher=launcher, launcher_error=launcher_error, storage_error=self._storage_error)
         # What was taken and waits for room has no driver yet, so there is nothing to read.
-        if observed.storage_error or (launcher is not None and launcher.waits_for_room and attempt.beat is None):
+        if observed.storage_error or (launcher is not None and launcher.queued and attempt.beat is None):
             return observed
         try:
             return self._read(record, attempt, observed)

@@ -63,18 +63,15 @@ class Observation:
     Attributes:
         reason: why it has ended, or what keeps it pending, where the launcher can tell. Of an attempt that runs: what
             it has lost in the last minutes, such as a node.
+        queued: it was taken, and is held back until there is room for it.
         since: when a pending attempt was given all that it waited for, where the launcher can tell.
     """
 
     phase: Phase
     message: str = ""
     reason: Reason | None = None
+    queued: bool = False
     since: datetime | None = None
-
-    @property
-    def waits_for_room(self) -> bool:
-        """Whether it was taken, and is held back until there is room for it."""
-        return self.phase == "pending" and self.reason in (Reason.NO_CAPACITY, Reason.UNSCHEDULABLE)
 
 
 class LauncherError(Exception):
@@ -98,9 +95,9 @@ class Launcher(Protocol):
 
     def pool_of(self, name: str | None) -> str:
         """The pool in which a job runs that names this one, or none; always the same where there are no pools."""
-        ...
+        return ""
 
-    def nodes(self, pool: str) -> list[Node] | None:
+    def nodes(self, pool: str = "") -> list[Node] | None:
         """The machines of a pool that are there now; None if gangs are queued elsewhere, and any may be submitted.
 
         Raises:
@@ -126,7 +123,7 @@ class Launcher(Protocol):
 
     def leftovers(self, live: Collection[str]) -> list[str]:
         """The attempts beside these that something is left of, for `stop` to remove."""
-        ...
+        return []
 
 
 def gang_of(spec: CommonSpec) -> Gang:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from services.launchers.base import (
     Launcher,
@@ -43,9 +43,6 @@ class MemoryLauncher(Launcher):
         self._seen: dict[str, Observation] = {}
         self._lock = threading.Lock()
 
-    def pool_of(self, name: str | None) -> str:
-        return ""
-
     def nodes(self, pool: str = "") -> list[Node]:
         with self._lock:
             self._check()
@@ -78,9 +75,6 @@ class MemoryLauncher(Launcher):
             seen = self._seen.get(name)
             if seen is not None and seen.phase in ("pending", "running") and not self.ignores_stop:
                 self._seen[name] = Observation("stopped")
-
-    def leftovers(self, live: Collection[str]) -> list[str]:
-        return []  # what has ended holds nothing
 
     def become(self, name: str, phase: Phase, message: str = "") -> None:
         """Let the cluster bring an attempt to a phase; `absent` forgets it, as a lost head does."""

@@ -55,7 +55,9 @@ class Toleration(_Strict):
 class Cache(_Strict):
     """Where workers keep data that they may lose: a volume made for each pod, or a folder of the node."""
 
-    size_gib: int | None = Field(default=None, ge=1, description="A volume of this size, made and removed with the pod.")
+    size_gib: int | None = Field(
+        default=None, ge=1, description="A volume of this size, made and removed with the pod."
+    )
     storage_class: DnsName | None = Field(default=None, description="Of that volume. Left out: the cluster's default.")
     host_path: str | None = Field(
         default=None, description="A folder on each node, such as its NVMe. Pod Security `restricted` forbids it."
@@ -115,7 +117,7 @@ class Pool(_Strict):
         return min(by_cpus, self.gpus_per_node // gang.gpus_per_worker)
 
     def problem(self, gang: Gang) -> tuple[str, str] | None:
-        """Why the pool can never hold a gang: the field of `scaling` that is too much, and a message; None if it can."""
+        """Why it can never hold a gang: the field of `scaling` that is too much, and a message; None if it can."""
         if gang.gpus_per_worker > self.gpus_per_node:
             return "gpus_per_worker", f"the nodes of pool {self.name} have no GPUs; gpus_per_worker must be 0"
         if gang.cpus_per_worker > self.cpus_per_node + _EPSILON:

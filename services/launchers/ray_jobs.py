@@ -1,7 +1,7 @@
 """Attempts on a Ray cluster that is already running, by Ray's Jobs REST API. Ray itself is not imported."""
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,9 +54,6 @@ class RayJobs(Launcher):
     def close(self) -> None:
         """Drop the connections that are kept open."""
         self._client.close()
-
-    def pool_of(self, name: str | None) -> str:
-        return ""  # one cluster, and no pools
 
     def nodes(self, pool: str = "") -> list[Node]:
         """The nodes that are alive.
@@ -122,10 +119,6 @@ class RayJobs(Launcher):
         if answer.status_code == 404 and "does not exist" in answer.text:
             return
         self._parse(answer)
-
-    def leftovers(self, live: Collection[str]) -> list[str]:
-        """None: what Ray keeps of an attempt that has ended are a few lines of text."""
-        return []
 
     def _headers(self) -> dict[str, str]:
         if self._token_path is None:
