@@ -42,7 +42,10 @@ from services.controller.outcomes import condition, refused
 from services.controller.sources import Sources, sources_of
 from services.errors import Fenced, Stale, StoreUnavailable
 from services.launchers.base import Gang, Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest, PoolUnknown
+from services.launchers.kuberay import KubeRay
+from services.launchers.pools import pools_of
 from services.launchers.ray_jobs import RayJobs
+from services.launchers.rayjob import House
 from services.settings import Settings
 from services.store import connect
 from services.store.records import Change, JobRecord
@@ -67,14 +70,37 @@ def run(settings: Settings) -> None:
     store.check()
     # Short patience: what does not answer now is asked again in the next tick.
     objects = ObjectStore(settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2)
-    launcher = RayJobs(
-        settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
-    )
+    launcher = launcher_of(settings)
     try:
         Controller(store, objects, launcher, settings).run(stop)
     finally:
         launcher.close()
         engine.dispose()
+
+
+def launcher_of(settings: Settings) -> RayJobs | KubeRay:
+    """The launcher that the settings ask for.
+
+    Raises:
+        InvalidPools: the pools file can't be used.
+    """
+    pools = pools_of(settings)
+    if pools is None or settings.trainer_image is None:
+        return RayJobs(
+            settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
+        )
+    house = House(
+        namespace=settings.kube_namespace,
+        image=settings.trainer_image,
+        service_account=settings.ray_service_account,
+        ray_version=settings.ray_version,
+        trainer_command=settings.trainer_command,
+        bucket=settings.s3_bucket,
+        env_secret=settings.trainer_env_secret,
+        s3_endpoint=settings.s3_endpoint,
+        grace_s=settings.stop_grace_s,
+    )
+    return KubeRay(pools, house, api=settings.kube_api)
 
 
 class Controller:

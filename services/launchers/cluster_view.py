@@ -25,7 +25,7 @@ class View:
 
     Args:
         key: under what name an object is found, with others of the same key.
-        on_change: called with (key, object, gone) for each object that is new, changed or gone, by the watch's thread.
+        on_gone: called by the watch's thread with each object that is there no more, as it was last seen.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class View:
         *,
         key: Callable[[Object], str],
         labels: str = "",
-        on_change: Callable[[str, Object, bool], None] | None = None,
+        on_gone: Callable[[str, Object], None] | None = None,
     ) -> None:
         self._kube, self._kind, self._labels = kube, kind, labels
         self._key = key
-        self._on_change = on_change
+        self._on_gone = on_gone
         self._objects: dict[str, dict[str, Object]] = {}
         self._version = ""
         self._listed_at = 0.0
@@ -91,6 +91,8 @@ class View:
                 failures = 0 if time.monotonic() - began > 1.0 else failures + 1
                 pause = _backoff(failures - 1) if failures else 0.0
             except KubeError as error:
+                if self._stop.is_set():
+                    return  # the connection was closed under it
                 failures += 1
                 if error.code == GONE:
                     logger.info("the watch of %ss begins anew: %s", self._kind.__name__, error)
@@ -100,6 +102,8 @@ class View:
                 pause = max(error.retry_after_s, _backoff(failures - 1))
                 self._cut_off(error)
             except Exception as error:
+                if self._stop.is_set():
+                    return
                 logger.exception("the watch of %ss failed", self._kind.__name__)
                 failures += 1
                 self._version = ""
@@ -117,14 +121,10 @@ class View:
         self._version, self._listed_at = version, time.monotonic()
         self._in_touch()
         self._ready.set()
-        if self._on_change is not None:
-            for key, held in before.items():
-                for uid, each in held.items():
-                    if uid not in fresh.get(key, {}):
-                        self._on_change(key, each, True)
-            for key, held in fresh.items():
-                for each in held.values():
-                    self._on_change(key, each, False)
+        for key, held in before.items():
+            for uid, each in held.items():
+                if self._on_gone is not None and uid not in fresh.get(key, {}):
+                    self._on_gone(key, each)
 
     def _follow(self) -> None:
         for kind, item in self._kube.follow(self._kind, self._version, labels=self._labels):
@@ -143,8 +143,8 @@ class View:
                     held[_uid(item)] = item
                 if not held:
                     del self._objects[key]
-            if self._on_change is not None:
-                self._on_change(key, item, gone)
+            if gone and self._on_gone is not None:
+                self._on_gone(key, item)
             if self._stop.is_set():
                 return
 

@@ -54,12 +54,17 @@ _FAILURES = {
 
 @dataclass(frozen=True)
 class Loss:
-    """A pod of an attempt that ended before its time."""
+    """A pod of an attempt that ended before its time.
+
+    Attributes:
+        told: the pod itself says why. One that is removed without a word may as well have been removed in good order.
+    """
 
     reason: Reason
     message: str
     at: datetime
     head: bool = False
+    told: bool = True
 
 
 def diagnose(
@@ -126,7 +131,7 @@ def vanished(pod: Object, now: datetime) -> Loss | None:
     told = loss_of(pod, now)
     if told is not None or not is_head(pod):
         return told
-    return Loss(Reason.HEAD_LOST, f"The head pod {pod['metadata']['name']} was removed.", now, head=True)
+    return Loss(Reason.HEAD_LOST, f"The head pod {pod['metadata']['name']} was removed.", now, head=True, told=False)
 
 
 def is_head(pod: Object) -> bool:
@@ -158,7 +163,8 @@ def _ended(status: Object, losses: Sequence[Loss], now: datetime) -> Observation
     if status["jobDeploymentStatus"] == "Complete":
         return Observation("stopped" if status.get("jobStatus") == "STOPPED" else "succeeded", told)
     reason = _FAILURES.get(status.get("reason", ""))
-    fresh = _latest(losses, now)
+    # KubeRay removes the pods of a RayJob that has ended, so their going alone is no cause.
+    fresh = _latest([loss for loss in losses if loss.told], now)
     if fresh is not None and reason in (None, Reason.HEAD_LOST):
         return Observation("failed", f"{fresh.message} {told}".strip(), fresh.reason)
     return Observation("failed", told, reason)

@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 from lightkube import ConfigError, KubeConfig
 from lightkube.config.client_adapter import ConnectionParams
+from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ApiError
 from lightkube.core.generic_client import GenericSyncClient, WatchDriver
 from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
@@ -51,7 +52,8 @@ class Kube(GenericSyncClient):
 
     def __init__(self, api: str | None = None, namespace: str | None = None, *, timeout_s: float = 10.0) -> None:
         try:
-            config = (KubeConfig.from_server(api) if api else KubeConfig.from_env()).get()
+            there = KubeConfig.from_one(cluster=Cluster(server=api), user=User()) if api else KubeConfig.from_env()
+            config = there.get()
             assert config is not None
             timeout = httpx2.Timeout(timeout_s, connect=3.0)
             super().__init__(ConnectionParams(timeout=timeout), config, namespace=namespace)

@@ -71,13 +71,13 @@ class KubeRay(Launcher):
     def pool_of(self, name: str | None) -> str:
         return self._pools.pools[0].name if name is None else name
 
-    def nodes(self, pool: str) -> list[Node] | None:
+    def nodes(self, pool: str = "") -> list[Node] | None:
         """A pool without a queue as if all its nodes were there, for autoscaling may bring them; a queue's is Kueue's.
 
         So of gangs of ours no more are submitted than the pool can hold: Kubernetes' own scheduler places pod by pod,
         and two gangs that each got a half would wait for each other for good.
         """
-        found = self._pools.find(pool)
+        found = self._pools.find(pool or None)
         if found is None:
             raise PoolUnknown(f"there is no pool {pool} any more; there are: {self._pools.names}")
         self._check()
@@ -149,9 +149,7 @@ class KubeRay(Launcher):
             with self._lock:
                 if self._jobs is None or self._pods is None:
                     self._jobs = View(self._connect(), RAY_JOBS, key=_name, labels=self._ours)
-                    self._pods = View(
-                        self._connect(), PODS, key=_attempt, labels=self._ours, on_change=self._pod_changed
-                    )
+                    self._pods = View(self._connect(), PODS, key=_attempt, labels=self._ours, on_gone=self._pod_gone)
                     if self._kueue:
                         self._workloads = View(self._connect(), WORKLOADS, key=_owner)
                 jobs, pods = self._jobs, self._pods
@@ -217,16 +215,12 @@ class KubeRay(Launcher):
         )
         return "" if newest is None else f"{newest.get('reason')}: {newest.get('message')}"
 
-    def _pod_changed(self, attempt: str, pod: Object, gone: bool) -> None:
-        """Remember what an attempt has lost: the pod that could tell is soon removed."""
-        now = datetime.now(UTC)
-        if not gone:
-            return
-        loss = vanished(pod, now)
-        if loss is None:
-            return
-        with self._lock:
-            self._losses.setdefault(attempt, deque(maxlen=LOSSES)).append(loss)
+    def _pod_gone(self, attempt: str, pod: Object) -> None:
+        """Remember what an attempt has lost: nobody else will know, now that the pod is removed."""
+        loss = vanished(pod, datetime.now(UTC))
+        if loss is not None:
+            with self._lock:
+                self._losses.setdefault(attempt, deque(maxlen=LOSSES)).append(loss)
 
 
 def _name(item: Object) -> str:

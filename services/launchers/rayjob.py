@@ -34,11 +34,12 @@ class House:
     """What the service's own settings decide of each RayJob.
 
     Attributes:
+        namespace: where RayJobs live; None for the configuration's own.
         bucket: where the service keeps its jobs; tells its RayJobs from those of another in the same namespace.
         grace_s: how long a pod may take to end.
     """
 
-    namespace: str
+    namespace: str | None
     image: str
     service_account: str
     ray_version: str
@@ -89,7 +90,11 @@ def rayjob(request: LaunchRequest, pool: Pool, house: House) -> dict[str, Any]:
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,
-        "metadata": {"name": request.name, "namespace": house.namespace, "labels": job_labels},
+        "metadata": {
+            "name": request.name,
+            "labels": job_labels,
+            **({"namespace": house.namespace} if house.namespace else {}),
+        },
         "spec": spec,
     }
 
