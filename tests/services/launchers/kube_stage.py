@@ -63,7 +63,7 @@ class KubeStage:
         """Submit an attempt and let it run."""
         self.launcher.submit(request(name, **options))
         self.until(lambda seen: seen.phase == "running" and name in self.cluster.drivers, name)
-        wait_for(lambda: self.launcher._check()[1].find(name), bool)  # its pods are known
+        wait_for(lambda: all(view.find(name) for view in self.launcher._check()), bool)  # as its copies have it too
 
 
 def wait_for(look: Callable[[], T], accept: Callable[[T], object], timeout_s: float = 20) -> T:

@@ -40,7 +40,7 @@ def test_the_life_of_an_attempt(stage: KubeStage) -> None:
     cluster.finish(NAME)
     assert stage.phase("succeeded", "failed").phase == "succeeded"
     assert launcher.leftovers({NAME}) == []
-    assert launcher.leftovers(set()) == [NAME]
+    wait_for(lambda: launcher.leftovers(set()), lambda names: names == [NAME])
     launcher.stop(NAME)
     assert stage.phase("absent") == Observation("absent")
     assert launcher.leftovers(set()) == []
