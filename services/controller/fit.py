@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resforge.spec import CommonSpec
-from services.launchers.base import Gang, Node
+from services.launchers.base import Gang, Node, gang_of
+
+__all__ = ["FitAnswer", "Waiting", "admit", "describe", "driver_needs", "gang_of"]
 
 _EPSILON = 1e-6  # fractions of a CPU add up with rounding errors
 
@@ -54,12 +56,6 @@ class _Room:
 
     def less(self, gang: Gang, workers: int) -> "_Room":
         return _Room(self.cpus - workers * gang.cpus_per_worker, self.gpus - workers * gang.gpus_per_worker)
-
-
-def gang_of(spec: CommonSpec) -> Gang:
-    """What a job needs: its workers, or a single process, which is then its driver."""
-    scaling = spec.scaling
-    return Gang(scaling.workers, scaling.cpus_per_worker, scaling.gpus_per_worker)
 
 
 def driver_needs(spec: CommonSpec) -> tuple[float, int]:
