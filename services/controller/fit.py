@@ -59,7 +59,7 @@ class _Room:
 
 
 def driver_needs(spec: CommonSpec) -> tuple[float, int]:
-    """CPUs and GPUs of the driver itself: those of the one process that it looks after, and none where it has a gang."""
+    """CPUs and GPUs of the driver itself: those of the one process that it looks after; none where it has a gang."""
     alone = spec.scaling.workers == 1
     return (spec.scaling.cpus_per_worker, spec.scaling.gpus_per_worker) if alone else (0.0, 0)
 
