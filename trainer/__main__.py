@@ -97,6 +97,12 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
     os._exit(3 if result is None else 1 if result.outcome == "failed" else 0)
 
 
+def _progress(done: int, total: int) -> None:
+    """One line that grows, for people; it ends before anything else is said."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def _evaluate(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
     import torch
 
@@ -115,7 +121,7 @@ def _evaluate(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
 
             point = evaluate_folders(
                 directories, arguments.views, location=arguments.location, store_factory=bucket,
-                progress=lambda done, total: print(f"{done}/{total} images", end="\r", file=sys.stderr, flush=True),
+                progress=_progress,
             )  # fmt: skip
     except (CorruptCheckpoint, TrainingFault, StorageError, OSError, ValueError) as error:
         print(f"{' '.join(map(str, directories))} can't be evaluated: {error}", file=sys.stderr)

@@ -225,12 +225,17 @@ def views_of(
     """The views of some images, one after the other: for each view, (h, w, C) uint8 of every image.
 
     Args:
-        size: side of the network's input in pixels; crops are of this size, and scales in proportion to it.
+        size: side of the network's input in pixels; crops are of this size unless told otherwise, and scales in
+            proportion to it.
     """
-    if protocol.views == "centre":
+    if protocol.views == "centre" and protocol.crop is None:
         yield list(images.test_images(indices))
         return
     pictures = [_picture(images, int(index)) for index in indices]
+    size = protocol.crop or size
+    if protocol.views == "centre":
+        yield [_crop(resize(picture, size), size, 4) for picture in pictures]
+        return
     if protocol.views == "ten-crop":
         resized = [resize(picture, shorter_side(size)) for picture in pictures]
         for place in range(5):

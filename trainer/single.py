@@ -45,7 +45,7 @@ def drive(
         for restarts in range(job.spec.retry.worker_restarts + 1):
             told.unlink(missing_ok=True)
             command = [sys.executable, "-m", "trainer.single", f"s3://{store.bucket}/{prefix.key.rstrip('/')}"]
-            code = subprocess.run([*command, str(attempt), str(told)], check=False).returncode
+            code = subprocess.run([*command, str(attempt), str(told), str(os.getpid())], check=False).returncode
             verdict = store.find(keys.verdict)
             if verdict is not None:
                 result = Result.model_validate_json(verdict)
@@ -77,8 +77,9 @@ def main() -> None:
     parser.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
     parser.add_argument("attempt", type=int, help="the attempt's number, from 1")
     parser.add_argument("told", type=Path, help="where to write what went wrong")
+    parser.add_argument("driver", type=int, help="the process that looks after this one")
     arguments = parser.parse_args()
-    _end_with_the_driver(os.getppid())
+    _end_with_the_driver(arguments.driver)
     try:
         _work(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
     except BaseException as error:

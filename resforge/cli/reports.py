@@ -51,6 +51,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate checkpoints on the service, under one of the paper's protocols."""
+    _must_evaluate(recipe)
     document: dict[str, Any] = {
         "kind": "evaluate",
         "checkpoints": [reference(item) for item in checkpoints],
@@ -103,6 +104,20 @@ def reference(text: str) -> dict[str, Any]:
     if not colon:
         return {"job": job}
     return {"job": job, "which": int(which) if which.isdecimal() else which}
+
+
+def _must_evaluate(recipe: str | None) -> None:
+    """Refuse a training's recipe by its kind, rather than by each field that an evaluation lacks."""
+    from resforge.recipes import UnknownRecipe, all_recipes, get
+
+    try:
+        if recipe is None or get(recipe).needs:
+            return
+    except UnknownRecipe as error:
+        raise Failure(str(error), Exit.USAGE) from error
+    known = ", ".join(item.name for item in all_recipes().values() if item.needs and item.name.startswith(recipe))
+    hint = f"; its evaluations are {known}" if known else ""
+    raise Failure(f"--recipe {recipe}: this is a training, for `resforge submit`{hint}", Exit.USAGE)
 
 
 def _data(dataset: str | None, split: str, limit: int | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from resforge.recipes import cifar, imagenet, small
 from resforge.recipes.recipe import Published, Recipe
+from resforge.spec.base import laid_over
 
 __all__ = ["Published", "Recipe", "UnknownRecipe", "all_recipes", "expand", "get"]
 
@@ -61,12 +62,4 @@ def expand(document: dict[str, Any]) -> dict[str, Any]:
     model = document.get("model")
     if isinstance(model, dict) and "family" in model:
         base["model"] = {}
-    return _merge(base, document)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
+    return laid_over(base, document)

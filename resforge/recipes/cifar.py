@@ -113,10 +113,12 @@ def _split(network: str) -> Recipe:
 def _stochastic() -> Recipe:
     source = "Huang et al. 2017, table 2, of Huang et al. 2016"
     recipe = _paper("resnet-110-stochastic", model_of("cifar", 110, survival=0.5), _published(5.23, source))
-    # Huang et al. 2016, section 4: 500 epochs, the rate divided by 10 after a half and three quarters of them.
+    # Huang et al. 2016, section 4: 500 epochs of 45,000 images, the rate divided by 10 after a half and three quarters
+    # of them, Nesterov's momentum.
     assert isinstance(recipe.spec, TrainSpec)
     training = TrainingSpec(global_batch=128, epochs=500, log_every_steps=50)
-    spec = recipe.spec.model_copy(update={"training": training, "optim": OptimSpec()})
+    data = recipe.spec.data.model_copy(update={"validation": 5000})
+    spec = recipe.spec.model_copy(update={"training": training, "optim": OptimSpec(nesterov=True), "data": data})
     return recipe.model_copy(
         update={"spec": spec, "title": "resnet-110 with stochastic depth on CIFAR-10, 500 epochs (Huang et al. 2016)"}
     )

@@ -41,7 +41,7 @@ _ROWS: dict[str, dict[str, tuple[float, float | None, str]]] = {
     "vgg-16": {"ten-crop": (28.07, 9.33, "table 3")},
 }
 # One crop of 320 pixels (He et al. 2016, table 5).
-_AT_320 = {"resnet-200": (21.8, 6.0), "preact-152": (21.1, 5.5), "preact-200": (20.7, 5.3)}
+_AT_320 = {"resnet-152": (21.3, 5.5), "resnet-200": (21.8, 6.0), "preact-152": (21.1, 5.5), "preact-200": (20.7, 5.3)}
 # One centre crop, 100 less torchvision's accuracy of its first weights (V1), which have v1.5 and its own schedule.
 _TORCHVISION = {"resnet-34": 26.686, "resnet-50": 23.870, "resnet-101": 22.626, "resnet-152": 21.688, "vgg-19": 27.624}
 
@@ -55,6 +55,7 @@ _NETWORKS = {
     **{f"resnet-{depth}": model_of("imagenet", depth) for depth in (50, 101, 152, 200)},
     **{f"preact-{depth}": model_of("imagenet", depth, order="pre") for depth in (152, 200)},
 }
+_VGG = model_of("vgg", 19)
 _EIGHT_GPUS = ScalingSpec(workers=8, gpus_per_worker=1, cpus_per_worker=8)
 _OFTEN = CheckpointSpec(every_epochs=1, every_steps=1000)
 
@@ -69,17 +70,30 @@ def recipes() -> Iterator[Recipe]:
     for name, rows in _ROWS.items():
         for views in rows:
             yield _evaluation(name, views)
+    for name in _AT_320:
+        full = f"imagenet/{name}/crop-320"
+        title = f"evaluation of a checkpoint of imagenet/{name} by one crop of 320 pixels (He et al. 2016)"
+        yield Recipe(name=full, title=title, spec=_evaluating(full, "centre", crop=320), published=tuple(_at_320(name)))
     yield _ensemble()
 
 
 def _published(name: str) -> Iterator[Published]:
     for views in _ROWS.get(name, ()):
         yield from _row(name, views)
+    yield from _at_320(name)
+    if name == "vgg-19":  # the best of its authors' single networks
+        for rank, error in ((1, 24.4), (5, 7.1)):
+            yield Published(
+                error=error, metric=f"ImageNet top-{rank}, dense, several scales", source=f"{_PAPER}, table 4"
+            )
+    if name in _TORCHVISION:
+        note = "by torchvision's own schedule" + (", v1.5" if _NETWORKS.get(name, _VGG).bottleneck else "")
+        yield Published(error=_TORCHVISION[name], metric="ImageNet top-1, centre crop", source="torchvision", note=note)
+
+
+def _at_320(name: str) -> Iterator[Published]:
     for rank, error in zip((1, 5), _AT_320.get(name, ()), strict=False):
         yield Published(error=error, metric=f"ImageNet top-{rank}, one crop of 320 pixels", source=_IDENTITY)
-    if name in _TORCHVISION:
-        note = "by torchvision's own schedule" + ("" if name.startswith("vgg") else ", v1.5")
-        yield Published(error=_TORCHVISION[name], metric="ImageNet top-1, centre crop", source="torchvision", note=note)
 
 
 def _row(name: str, views: str) -> Iterator[Published]:
@@ -173,10 +187,10 @@ def _ensemble() -> Recipe:
     )
 
 
-def _evaluating(recipe: str, views: str) -> EvaluationSpec:
+def _evaluating(recipe: str, views: str, crop: int | None = None) -> EvaluationSpec:
     return EvaluationSpec(
         recipe=recipe,
         data=EvalDataSpec(),
-        protocol=ProtocolSpec.model_validate({"views": views}),
+        protocol=ProtocolSpec.model_validate({"views": views, "crop": crop}),
         scaling=ScalingSpec(gpus_per_worker=1, cpus_per_worker=8),
     )

@@ -1,5 +1,7 @@
-"""What every part of a spec shares: it is frozen, refuses unknown fields, and names are of one form."""
+"""What every part of a spec shares: it is frozen, refuses unknown fields, names are of one form, and documents are laid
+over each other."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
@@ -24,3 +26,12 @@ class Part(BaseModel):
             if {int, float} & {accepted, *get_args(accepted)}:
                 raise PydanticCustomError("number", "expected a number, not true or false")
         return value
+
+
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with another's fields in place of its own. Mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = laid_over(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return merged

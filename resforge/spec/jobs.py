@@ -175,6 +175,13 @@ class ProtocolSpec(Part):
         description="Shorter sides in pixels, for multi-scale. Left out: 224, 256, 384, 480 and 640, or in proportion "
         "to the network's input where that is not 224.",
     )
+    crop: int | None = Field(
+        default=None,
+        ge=8,
+        le=4096,
+        description="For centre and ten-crop: the side of the crop in pixels, of an image whose shorter side is as "
+        "long for centre, and in the usual proportion for ten-crop. Left out: the network's input, as in training.",
+    )
     recompute_batch_norm: int = Field(
         default=0,
         ge=0,
@@ -185,6 +192,10 @@ class ProtocolSpec(Part):
     def _scales_for_multi_scale(self) -> Self:
         if self.scales and self.views != "multi-scale":
             raise PydanticCustomError("scales", "scales go with views: multi-scale", {"field": "scales"})
+        if self.crop is not None and self.views == "multi-scale":
+            raise PydanticCustomError(
+                "crop", "multi-scale shows whole images; crop goes with centre and ten-crop", {"field": "crop"}
+            )
         if any(scale < 8 for scale in self.scales):
             raise PydanticCustomError("scales", "a shorter side has 8 pixels or more", {"field": "scales"})
         return self

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
 from resforge.spec.base import Part
 
@@ -54,6 +55,13 @@ class LandscapeReading(Part):
     name: Literal["landscape"] = "landscape"
     points: int = Field(default=21, ge=3, le=401, description="Points along each of the two directions; odd.")
     span: float = Field(default=1.0, gt=0, le=100, description="From -span to span, in units of the filters' norms.")
+
+    @field_validator("points")
+    @classmethod
+    def _the_network_in_the_middle(cls, points: int) -> int:
+        if points % 2 == 0:
+            raise PydanticCustomError("points", "expected an odd number, so that the network itself is in the middle")
+        return points
 
 
 class OdeReading(Part):

@@ -97,8 +97,8 @@ BENCHES: Mapping[str, Bench] = {
         base={
             "model": {"family": "imagenet"},
             "data": {"dataset": "imagenet", "augment": {"flip": True, "scale": [256, 480], "colour": 0.1}},
-            "optim": {"schedule": {"milestones": [0.25, 0.5, 0.75]}},
-            "training": {"global_batch": 256, "epochs": 120, "evaluate_train": True, "log_every_steps": 100},
+            "optim": {"schedule": {"kind": "plateau"}},
+            "training": {"global_batch": 256, "steps": 600_000, "evaluate_train": True, "log_every_steps": 100},
             "checkpoint": {"every_epochs": 1, "every_steps": 1000, "keep_last": 1},
             "scaling": {"workers": 8, "gpus_per_worker": 1, "cpus_per_worker": 8},
         },

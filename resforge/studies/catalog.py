@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from resforge.spec.base import LabelKey, LabelValue, Name, Part
+from resforge.spec.base import LabelKey, LabelValue, Name, Part, laid_over
 from resforge.studies.benches import BENCHES, SETTINGS, Bench, Setting
 
 Study = Literal["degradation", "identity", "depth", "shortcuts", "preactivation", "transfer"]
@@ -188,10 +188,10 @@ def _train(spec: StudySpec, bench: Bench, series: str, seed: int, *, longer: int
     """
     document: dict[str, Any] = {}
     warm = bench.warm_from is not None and own["model"]["depth"] >= bench.warm_from
-    gently = {"optim": {"schedule": {"warmup_steps": 400, "warmup_lr": 0.01}}} if warm else {}
+    gently = {"optim": {"schedule": {"warmup_lr": 0.01, "warmup_until_error": 0.8}}} if warm else {}
     workers = {} if spec.workers is None else {"scaling": {"workers": spec.workers}}
     for part in (bench.base, gently, workers, spec.overrides, {"training": {"seed": seed}}, own):
-        document = _laid_over(document, part)
+        document = laid_over(document, part)
     for part in (own, spec.overrides):
         lengths = [name for name in ("epochs", "steps") if name in part.get("training", {})]
         if len(lengths) == 1:  # one of them drops the other of what it is laid over
@@ -203,14 +203,6 @@ def _train(spec: StudySpec, bench: Bench, series: str, seed: int, *, longer: int
             document["training"][name] = int(document["training"][name]) * longer
     document["name"] = f"{spec.study}/{series}/{seed}".lower()
     return Member(f"{series}/seed-{seed}", series, seed, document)
-
-
-def _laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _laid_over(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
-    return merged
 
 
 _KINDS = (("plain", "none"), ("resnet", "A"))
@@ -325,7 +317,7 @@ def _transfer(spec: StudySpec, bench: Bench, depths: tuple[int, ...]) -> Iterato
 def _over(spec: StudySpec, data: Mapping[str, Any]) -> dict[str, Any]:
     """The study's overrides of `data` go before what is known of a data set."""
     given = spec.overrides.get("data", {})
-    return _laid_over(data, given if isinstance(given, Mapping) else {})
+    return laid_over(data, given if isinstance(given, Mapping) else {})
 
 
 def _model(depth: int, shortcut: str) -> dict[str, Any]:

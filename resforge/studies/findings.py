@@ -56,7 +56,8 @@ def _numbers(table: Table, difference: Mapping[str, float], agrees: Callable[[fl
 def _in_mean(table: Table, statement: str, difference: Mapping[str, float], agrees: Callable[[float], bool]) -> Finding:
     numbers = _numbers(table, difference, agrees)
     mean = numbers["mean"]
-    return Finding(statement=f"{statement}, in mean", holds=None if mean is None else agrees(mean), numbers=numbers)
+    decided = mean is not None and "seeds_missing" not in numbers
+    return Finding(statement=f"{statement}, in mean", holds=agrees(mean) if decided else None, numbers=numbers)
 
 
 def _in_every(table: Table, by_seed: Mapping[str, Any], agrees: Callable[[Any], bool]) -> bool | None:

@@ -245,6 +245,14 @@ def shown_problems(
         if spec.data.split == "validation" and not source.spec.data.validation:
             message = f"job {reference.job} held no images back (its data.validation is 0)"
             problems.append(_problem("/data/split", message, spec.data.split))
+    if spec.data.split == "validation" and not problems:
+        held_back = {(item.dataset.name, item.spec.data.validation, item.spec.training.seed) for item in sources}
+        if len(held_back) > 1:  # what one held back, another was trained on
+            message = (
+                "these jobs held different images back; an ensemble's have the same dataset, data.validation and "
+                "training.seed, or are shown the test images"
+            )
+            problems.append(_problem("/data/split", message, spec.data.split))
     return problems
 
 

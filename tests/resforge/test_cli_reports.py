@@ -76,6 +76,8 @@ def test_an_evaluation_by_a_recipe(cli: Cli, api: Api) -> None:
     assert spec.kind == "evaluate"
     assert (spec.recipe, spec.protocol.views) == ("imagenet/resnet-50/ten-crop", "ten-crop")
     assert (spec.scaling.gpus_per_worker, spec.scaling.cpus_per_worker) == (0, 8)
+    training = cli("evaluate", source.id, "--recipe", "imagenet/resnet-50")
+    assert "this is a training, for `resforge submit`; its evaluations are imagenet/resnet-50/ten-crop" in training.err
     assert "did you mean imagenet/resnet-50" in cli("evaluate", source.id, "--recipe", "imagenet/resnet50/10").err
 
 

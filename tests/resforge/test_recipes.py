@@ -53,7 +53,9 @@ def test_an_evaluation_is_complete_with_checkpoints(recipe: Recipe) -> None:
     checkpoint = {"job": "job-aaaaaaaaaaaa", "which": "best"}
     spec = EvaluateSpec.model_validate(expand({"recipe": recipe.name, "checkpoints": [checkpoint]}))
     assert spec.protocol == recipe.spec.protocol  # type: ignore[union-attr]
-    assert spec.protocol.views in (recipe.name.rpartition("/")[2], "multi-scale")
+    kind = recipe.name.rpartition("/")[2]
+    told = {"ensemble": ("multi-scale", None), "crop-320": ("centre", 320)}.get(kind, (kind, None))
+    assert (spec.protocol.views, spec.protocol.crop) == told
 
 
 def test_published_errors_are_the_papers() -> None:
@@ -73,6 +75,7 @@ def test_published_imagenet_errors_are_the_papers() -> None:
             assert tuple(item.error for item in get(f"imagenet/{network}/{views}").published) == errors
     assert {recipe.name for recipe in EVALUATIONS} == {
         "imagenet/ensemble",
+        *(f"imagenet/{network}/crop-320" for network in ("resnet-152", "resnet-200", "preact-152", "preact-200")),
         *(f"imagenet/{network}/{views}" for network, rows in IMAGENET_ERRORS.items() for views in rows),
     }
     assert [item.error for item in get("imagenet/ensemble").published] == [3.57]

@@ -1,5 +1,6 @@
 """Evaluation protocols held against the same views put together by hand."""
 
+import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_one_view_of_one_network_is_a_plain_evaluation(subject: Subject) -> None
     assert np.trace(found.confusion) == plain.correct1
     assert found.values()["top1_error"] == 1 - plain.correct1 / 120
     assert found.pictures()["confusion.png"].startswith(b"\x89PNG")
+
+
+def test_a_crop_of_another_size(subject: Subject) -> None:
+    seen: list[torch.Size] = []
+    network = copy.deepcopy(subject.network)
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[2:]))
+    for views in ("centre", "ten-crop"):
+        run([source_of(subject, network)], subject.images, views=views, crop=12)
+    assert set(seen) == {torch.Size([12, 12])}
+    own = run([source_of(subject)], subject.images, views="centre", crop=8).totals
+    assert own == run([source_of(subject)], subject.images).totals
 
 
 def test_an_ensemble_averages_probabilities(subject: Subject) -> None:

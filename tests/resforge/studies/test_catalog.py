@@ -238,7 +238,8 @@ def test_deep_networks_warm_up_where_the_paper_does() -> None:
     for _, job in jobs(spec("degradation", "cifar10", seeds=1)).values():
         if isinstance(job, TrainSpec):
             schedule = job.optim.schedule
-            assert (schedule.warmup_lr, schedule.warmup_steps) == ((0.01, 400) if job.model.depth >= 110 else (None, 0))
+            told = (schedule.warmup_lr, schedule.warmup_until_error)
+            assert told == ((0.01, 0.8) if job.model.depth >= 110 else (None, None))
 
 
 def test_a_number_of_seeds_counts_from_0() -> None:

@@ -209,7 +209,7 @@ def test_the_numbers_that_decide_are_told() -> None:
 def test_seeds_that_a_finding_lacks_are_named() -> None:
     found = report("preactivation", {"resnet-20": [8, None, 8], "preact-20": [7, 7, None]}, depths=[20])
     [finding] = found.findings
-    assert (finding.holds, finding.numbers["difference_by_seed"]) == (True, {"0": -1})
+    assert (finding.holds, finding.numbers["difference_by_seed"]) == (None, {"0": -1})
     assert finding.numbers["seeds_missing"] == "1, 2"
     assert found.unfinished == ("resnet-20/seed-1", "preact-20/seed-2")
 

@@ -86,6 +86,19 @@ def test_weights_to_begin_with_must_fit(api: Api, http: httpx.Client) -> None:
     assert "1 channel(s)" in refusals(http, other)["/init/checkpoint/job"]
 
 
+def test_an_ensemble_is_not_shown_what_a_member_was_trained_on(api: Api, http: httpx.Client) -> None:
+    base = {"recipe": "digits/resnet-20", "data": {"validation": 100}}
+    one, same = (http.post("/v1/jobs", json=base).json()["id"] for _ in range(2))
+    other = http.post("/v1/jobs", json={**base, "training": {"seed": 5}}).json()["id"]
+
+    def ensemble(*ids: str, split: str = "validation") -> dict[str, Any]:
+        return {"kind": "evaluate", "checkpoints": [{"job": id} for id in ids], "data": {"split": split}}
+
+    assert http.post("/v1/jobs", json=ensemble(one, same)).status_code == 202
+    assert http.post("/v1/jobs", json=ensemble(one, other, split="test")).status_code == 202
+    assert "held different images back" in refusals(http, ensemble(one, other))["/data/split"]
+
+
 def test_augmentation_must_fit_the_images(http: httpx.Client) -> None:
     digits = {"recipe": "digits/resnet-20"}
     told = refusals(http, {**digits, "data": {"augment": {"colour": 0.1}}})
