@@ -1,32 +1,34 @@
 """Spreading a function over Ray tasks, each with the processors that the job asks for."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from resforge.spec import ScalingSpec
-from trainer.analysis.subject import Spread
+from trainer.analysis.subject import Piece, Spread
 
 
 @contextmanager
 def over_ray(scaling: ScalingSpec) -> Iterator[Spread]:
     """A Spread over the Ray cluster at hand, with at most as many tasks at a time as the job has workers.
 
-    A task whose worker dies is done again by Ray, three times at most.
+    The function goes into Ray's object store once, and from there to each machine. A task whose worker dies is done
+    again by Ray, three times at most.
     """
     ray.init(logging_level="warning")
     remote = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)(_apply)
     threads = max(1, int(scaling.cpus_per_worker))
 
-    def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def spread(function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]:
+        stored = ray.put(function)
         waiting: deque[Any] = deque()
         for item in items:
             if len(waiting) >= scaling.workers:
                 yield ray.get(waiting.popleft())
-            waiting.append(remote.remote(function, item, threads))
+            waiting.append(remote.remote(stored, item, threads))
         while waiting:
             yield ray.get(waiting.popleft())
 
@@ -36,8 +38,10 @@ def over_ray(scaling: ScalingSpec) -> Iterator[Spread]:
         ray.shutdown()
 
 
-def _apply(function: Callable[[Any], Any], item: Any, threads: int) -> Any:
+def _apply(function: Piece[Any], item: Any, threads: int) -> Any:
     import torch
 
     torch.set_num_threads(threads)
-    return function(item)
+    # The driver may have a GPU where a task has none, and the other way round.
+    gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+    return function(item, device=torch.device("cuda" if gpu else "cpu"))

@@ -64,6 +64,19 @@ def blocks_of(network: nn.Module) -> list[tuple[str, ResidualBlock]]:
     return network.blocks()
 
 
+def by_batch_statistics(network: nn.Module) -> nn.Module:
+    """Have batch norm normalise by each batch's own statistics, as in training; all else is in evaluation mode.
+
+    So neither dropout nor stochastic depth draws anything: F(x) of a block that survives with probability p counts p
+    times, which is its mean.
+    """
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+    return network
+
+
 def must_be_finite(network: nn.Module) -> None:
     """Refuse a network that has diverged.
 

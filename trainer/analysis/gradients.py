@@ -5,7 +5,8 @@ J_s' g; factors and gates count with what they weigh, and what comes through a g
 are the 2-norms of the whole and of both parts, and the norm of the gradient of the block's own weights; at the
 checkpoint, and for the network as it was initialised (He et al. 2016, section 2).
 
-Units: nats by unit of the activation or weight. Batch normalisation uses the batch's statistics, as in training.
+Units: nats by unit of the activation or weight. Batch normalisation uses the batch's statistics, as in training;
+dropout and stochastic depth are as in evaluation, so that no draw decides.
 Pitfalls: the norms of the parts do not add up to the whole's, since the parts are vectors; norms of gradients at
 activations grow as the mean over a smaller batch is taken, so compare readings of one batch size only.
 """
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resforge.spec.readings import GradientsReading
-from trainer.analysis.common import blocks_of, finite, first_batch, must_be_finite, png
+from trainer.analysis.common import blocks_of, by_batch_statistics, finite, first_batch, must_be_finite, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 
 UNITS = {
@@ -39,7 +40,7 @@ def read(reading: GradientsReading, subject: Subject, progress: Progress, spread
     for index, (when, network) in enumerate(
         (("trained", copy.deepcopy(subject.network)), ("initial", subject.initial().to(subject.device)))
     ):
-        found[when] = _norms(network.train(), images, labels)
+        found[when] = _norms(by_batch_statistics(network), images, labels)
         progress(index + 1, 2)
     values = {
         "blocks": names,

@@ -33,17 +33,15 @@ def read(reading: LandscapeReading, subject: Subject, progress: Progress, spread
     centre = measure(subject.network, subject)[0]
     if not math.isfinite(centre):
         raise Unreadable("the loss of the network is not finite, so it has no landscape; take an earlier checkpoint")
-    if reading.points % 2 == 0:
-        raise Unreadable(f"reading.points is {reading.points}; an odd number has the network itself in its middle")
     generator = torch.Generator().manual_seed(subject.seed)
     weights = {name: tensor.cpu() for name, tensor in subject.network.state_dict().items()}
     parameters = {name for name, _ in subject.network.named_parameters()}
     directions = [_direction(weights, parameters, generator) for _ in range(2)]
     half = reading.points // 2
     coordinates = [reading.span * (index - half) / half for index in range(reading.points)]
-    # Workers rebuild the network, so that only plain data travel to them.
-    shown = replace(subject, network=nn.Identity(), initial=nn.Identity)
-    row = partial(_row, shown, weights, directions, coordinates)
+    # Workers rebuild the network on the device that they have, so that only plain data travel to them.
+    shown = replace(subject, network=nn.Identity(), initial=nn.Identity).to(torch.device("cpu"))
+    row = partial(_row, shown, weights, directions, coordinates, subject.device)
     loss: list[list[float | None]] = []
     error: list[list[float]] = []
     for number, (losses, errors) in enumerate(spread(row, coordinates), start=1):
@@ -71,9 +69,17 @@ def _row(
     weights: dict[str, Tensor],
     directions: list[dict[str, Tensor]],
     coordinates: list[float],
+    usual: torch.device,
     second: float,
+    *,
+    device: torch.device | None = None,
 ) -> tuple[list[float | None], list[float]]:
-    """One row of the grid: the losses and errors at every first coordinate."""
+    """One row of the grid: the losses and errors at every first coordinate.
+
+    Args:
+        usual: where to compute unless `device` says otherwise.
+    """
+    subject = subject.to(device or usual)
     network: Any = _rebuilt(subject)
     losses: list[float | None] = []
     errors = []
@@ -101,6 +107,7 @@ def _rebuilt(subject: Subject) -> nn.Module:
 
 def _draw(title: str, coordinates: list[float], loss: list[list[float | None]]) -> bytes:
     import numpy as np
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     grid = np.ma.masked_invalid(np.array([[np.nan if v is None else v for v in row] for row in loss], dtype=float))
@@ -108,9 +115,13 @@ def _draw(title: str, coordinates: list[float], loss: list[list[float | None]]) 
     figure.suptitle(f"Loss landscape: {title}")
     plane, cuts = figure.subplots(1, 2)
     low, high = max(float(grid.min()), 1e-6), float(grid.max())
-    levels = np.geomspace(low, high, 20) if high > low * 1.001 else 8
-    drawn = plane.contourf(coordinates, coordinates, grid, levels=levels, cmap="viridis")
-    plane.contour(coordinates, coordinates, grid, levels=levels, colors="white", linewidths=0.4)
+    if high > low * 1.001:
+        # Colours by the logarithm, as the levels are, or all but the rim is of one colour.
+        shades: dict[str, Any] = {"levels": np.geomspace(low, high, 20), "norm": LogNorm(low, high), "extend": "both"}
+    else:
+        shades = {"levels": 8}
+    drawn = plane.contourf(coordinates, coordinates, grid, cmap="viridis", **shades)
+    plane.contour(coordinates, coordinates, grid, levels=shades["levels"], colors="white", linewidths=0.4)
     plane.plot(0, 0, "r+")
     plane.set(xlabel="first direction", ylabel="second direction", aspect="equal")
     figure.colorbar(drawn, ax=plane, label="loss (nats)", format="%.2g")

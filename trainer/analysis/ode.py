@@ -28,7 +28,8 @@ UNITS = {
     "error": "top-1 error with steps of this size, 0 to 1",
     "loss": "mean cross-entropy with steps of this size, in nats",
     "logits_change": "2-norm of the logits less those of the network itself, divided by the 2-norm of the latter",
-    "residual_to_input": "for each block that keeps its shape, 2-norm of F(x) divided by that of x, mean over images",
+    "residual_to_input": "for each block that keeps its shape, 2-norm of F(x), with its constant factors, divided by that "
+    "of x, mean over images",
 }
 
 
@@ -78,8 +79,15 @@ def read(reading: OdeReading, subject: Subject, progress: Progress, spread: Spre
 
 def _must_have_steps(blocks: list[tuple[str, ResidualBlock]]) -> None:
     for name, block in blocks:
-        if not block.changes_shape and (block.plain or block.gated != "none" or block.shortcut_scale != 1):
-            why = "has no shortcut" if block.plain else "weighs its shortcut"
+        if block.changes_shape:
+            continue
+        if block.plain:
+            why = "has no shortcut"
+        elif not isinstance(block.downsample, nn.Identity):
+            why = "has a projection on its shortcut"
+        else:
+            why = "weighs its shortcut" if block.gated != "none" or block.shortcut_scale != 1 else ""
+        if why:
             raise Unreadable(
                 f"the block {name} {why}, so it is no step x + F(x); networks with identity shortcuts are accepted"
             )
@@ -118,7 +126,7 @@ def _relative(network: ResNet, subject: Subject) -> list[float]:
         for name, block in network.blocks():
             residual = block.residual(x)
             if name in ratios:
-                scaled = residual * block.residual_scale
+                scaled = residual * (block.residual_scale * block.survival)
                 ratios[name].append(scaled.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12))
             x = block.join(x, residual, block.skip(x))
     return [float(torch.cat(parts).mean()) for parts in ratios.values()]

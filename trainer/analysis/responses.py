@@ -14,20 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from resforge.spec.readings import ResponsesReading
-from trainer.analysis.common import batches, png
+from trainer.analysis.common import batches, finite, must_be_finite, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 from trainer.models.residual import ResidualBlock
 
 UNITS = {
     "layers": "names of the 3x3 layers in the order of the forward pass",
-    "std": "standard deviation of the layer's response, in units of the activations",
-    "mean_std": "mean of std over the layers",
+    "std": "standard deviation of the layer's response, in units of the activations; null where it is not finite",
+    "mean_std": "mean of std over the layers; null where one is",
 }
 
 
 @torch.inference_mode()
 def read(reading: ResponsesReading, subject: Subject, progress: Progress, spread: Spread) -> Outcome:
     network = subject.network
+    must_be_finite(network)
     layers = _layers(network)
     sums = {name: [0.0, 0.0, 0] for name, _ in layers}
 
@@ -47,9 +48,15 @@ def read(reading: ResponsesReading, subject: Subject, progress: Progress, spread
     finally:
         for handle in handles:
             handle.remove()
-    std = [math.sqrt(max(0.0, squares / count - (total / count) ** 2)) for total, squares, count in sums.values()]
-    values = {"layers": list(sums), "std": std, "mean_std": sum(std) / len(std)}
+    std = [_deviation(*found) for found in sums.values()]
+    known = [value for value in std if value is not None]
+    values = {"layers": list(sums), "std": std, "mean_std": sum(known) / len(known) if known == std else None}
     return Outcome(values, UNITS, {"responses.png": _draw(subject.title, std)})
+
+
+def _deviation(total: float, squares: float, count: float) -> float | None:
+    variance = finite(squares / count - (total / count) ** 2)
+    return None if variance is None else math.sqrt(max(0.0, variance))
 
 
 def _layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -70,15 +77,17 @@ def _layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _draw(title: str, std: list[float]) -> bytes:
+def _draw(title: str, std: list[float | None]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     figure.suptitle(f"Layer responses: {title}")
     by_depth, by_size = figure.subplots(2, 1)
-    by_depth.plot(range(1, len(std) + 1), std, ".-")
+    heights = [math.nan if value is None else value for value in std]
+    by_depth.plot(range(1, len(std) + 1), heights, ".-")
     by_depth.set(xlabel="layer, in order", ylabel="standard deviation", ylim=(0, None))
-    by_size.plot(range(1, len(std) + 1), sorted(std, reverse=True), ".-", color="C1")
+    known = sorted((height for height in heights if not math.isnan(height)), reverse=True)
+    by_size.plot(range(1, len(known) + 1), known, ".-", color="C1")
     by_size.set(xlabel="layer, by response", ylabel="standard deviation", ylim=(0, None))
     for axes in (by_depth, by_size):
         axes.grid(alpha=0.3)

@@ -8,9 +8,12 @@ measured, and how far the gradient turns.
 
 Units: nats; steps are lengths in weight space; cosines from -1 to 1. Pitfalls: a network that was trained with batch
 normalisation was not trained to do without, so this tells of the landscape at one place, not of a training without it.
+Dropout and stochastic depth are as in evaluation on both sides, so that batch norm alone makes a difference. Of a tied
+network's shared batch norms no statistics can be frozen, since each pass has its own.
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -18,9 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resforge.spec.readings import SmoothingReading
-from trainer.analysis.common import finite, first_batch, must_be_finite, png
+from trainer.analysis.common import by_batch_statistics, finite, first_batch, must_be_finite, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 from trainer.errors import Unreadable
+from trainer.models.residual import Repeated
+
+# Of the loss at the start: what rounding may make of two ways to compute one function.
+TOLERANCE = 0.01
 
 UNITS = {
     "steps": "lengths of the step along the gradient, in weight space",
@@ -36,6 +43,12 @@ def read(reading: SmoothingReading, subject: Subject, progress: Progress, spread
     must_be_finite(subject.network)
     if not any(isinstance(module, nn.BatchNorm2d) for module in subject.network.modules()):
         raise Unreadable("the network has no batch normalisation, so there is no reading with and without")
+    for name, module in subject.network.named_modules():
+        if isinstance(module, Repeated):
+            raise Unreadable(
+                f"the block {name} shares its batch norms with another, each with statistics of its own in every pass, "
+                "so they can't be frozen; a network that is not tied is accepted"
+            )
     images, labels = first_batch(subject, reading.batch * reading.batches)
     chunks = [(images[index :: reading.batches], labels[index :: reading.batches]) for index in range(reading.batches)]
     if min(len(chunk) for _, chunk in chunks) < 2:
@@ -45,7 +58,7 @@ def read(reading: SmoothingReading, subject: Subject, progress: Progress, spread
     steps = [reading.largest_step * index / (reading.steps - 1) for index in range(reading.steps)]
     curves: dict[str, list[tuple[list[float], list[float]]]] = {"with": [], "without": []}
     for number, (batch, wanted) in enumerate(chunks, start=1):
-        live = copy.deepcopy(subject.network).train()
+        live = by_batch_statistics(copy.deepcopy(subject.network))
         for parameter in live.parameters():
             parameter.requires_grad_(True)
         curves["with"].append(_walk(live, batch, wanted, steps))
@@ -53,6 +66,7 @@ def read(reading: SmoothingReading, subject: Subject, progress: Progress, spread
         for parameter in frozen.parameters():
             parameter.requires_grad_(True)
         curves["without"].append(_walk(_frozen(frozen, batch), batch, wanted, steps))
+        _must_begin_alike(curves["with"][-1][0][0], curves["without"][-1][0][0])
         progress(number, len(chunks))
     found: dict[str, Any] = {name: _summary(curve) for name, curve in curves.items()}
     values = {
@@ -64,6 +78,19 @@ def read(reading: SmoothingReading, subject: Subject, progress: Progress, spread
         ),
     }
     return Outcome(values, UNITS, {"smoothing.png": _draw(subject.title, steps, found)})
+
+
+def _must_begin_alike(one: float, other: float) -> None:
+    """Both are one function at the start.
+
+    Raises:
+        Unreadable: their losses differ by more than rounding explains, or are not finite.
+    """
+    if not (math.isfinite(one) and math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=1e-6)):
+        raise Unreadable(
+            f"with batch norm frozen to a batch's own statistics the loss is {other:.6g} instead of {one:.6g}, so a "
+            "comparison would tell nothing of batch norm; a network whose losses agree there is accepted"
+        )
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """What a reading is handed, and what it gives back."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from resforge.spec import ModelSpec
 from resforge.storage import Manifest
 from trainer.data.sets import ImageSet
+from trainer.data.transforms import Normalisation
 
-T = TypeVar("T")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Subject:
     initial: Callable[[], nn.Module]
     device: torch.device
     seed: int = 0
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device. The network moves as a module does: in place."""
+        owner = getattr(self.normalise, "__self__", None)
+        normalise = owner.to(device).normalise if isinstance(owner, Normalisation) else self.normalise
+        return replace(self, network=self.network.to(device), normalise=normalise, device=device)
 
     @property
     def title(self) -> str:
@@ -66,15 +72,22 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
+class Piece(Protocol[R]):
+    """What is done to an item, on a device; None: the subject's own."""
+
+    def __call__(self, item: Any, /, *, device: torch.device | None = None) -> R: ...
+
+
 class Spread(Protocol):
     """Applies a function to items, perhaps on several workers; results come in the order of the items.
 
-    The function and the items must be picklable: the function is one of a module, bound by functools.partial.
+    The function and the items must be picklable, and hold nothing on a GPU that a worker may not have: the function is
+    one of a module, bound by functools.partial. A worker tells it the device that it has.
     """
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
+    def __call__(self, function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]: ...
 
 
-def here(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def here(function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]:
     """A Spread over this process alone."""
     return map(function, items)

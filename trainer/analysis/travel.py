@@ -3,8 +3,9 @@ block would need (He et al. 2015, section 1, asks whether solvers find identitie
 
 Travel is the 2-norm of w - w0 of a convolution's weights, also divided by the norm of w0. For a block that keeps its
 shape, "identity" is the least distance that its parameters would have to go: in a residual block the last batch norm's
-weight from where it began to 0; in a plain block each kernel to a Dirac kernel, its batch norm kept at weight 1. A
-block that weighs its shortcut has none. Networks without blocks have their layers' travel alone.
+weight from where it began to 0; in a plain block each kernel to a Dirac kernel, its batch norm kept at weight 1. There
+is none where the shortcut is weighed or a projection, nor in a plain bottleneck, which narrows. Networks without blocks
+have their layers' travel alone.
 
 Units: those of the weights. Pitfalls: batch normalisation makes a layer's function independent of its weights' scale,
 so a distance is no measure of a change of function; weight decay alone moves weights towards zero.
@@ -14,13 +15,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resforge.spec.readings import TravelReading
 from trainer.analysis.common import must_be_finite, png
 from trainer.analysis.subject import Outcome, Progress, Spread, Subject
 from trainer.models import ResNet
-from trainer.models.residual import Repeated
+from trainer.models.residual import Bottleneck, Repeated, ResidualBlock
 
 UNITS = {
     "layers": "names of the convolutions",
@@ -51,7 +52,7 @@ def read(reading: TravelReading, subject: Subject, progress: Progress, spread: S
         own = [f"{name}.{parameter}" for parameter, _ in block.named_parameters()]
         moved.append(_norm([now[key] - before[key] for key in own]))
         convs = [key for key in own if key.removeprefix(f"{name}.").startswith("conv")]
-        if block.gated != "none" or block.shortcut_scale != 1:
+        if not _can_be_an_identity(block):
             needed.append(None)
         elif block.plain:
             needed.append(_norm([before[key] - _dirac(before[key]) for key in convs]))
@@ -67,6 +68,13 @@ def read(reading: TravelReading, subject: Subject, progress: Progress, spread: S
         "identity": needed,
     }
     return Outcome(values, UNITS, {"travel.png": _draw(subject.title, values)})
+
+
+def _can_be_an_identity(block: ResidualBlock) -> bool:
+    """Whether there are weights with which a block that keeps its shape gives what it is given."""
+    if block.plain:
+        return not isinstance(block, Bottleneck)
+    return isinstance(block.downsample, nn.Identity) and block.gated == "none" and block.shortcut_scale == 1
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -29,12 +29,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} holds no state dict of tensors: {error}") from error
+        # Not the cause's text: torch's advises to load the file with weights_only=False, which runs what is in it.
+        raise ValueError(_no_state_dict(path)) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(
-            f"{path} holds no state dict of tensors; accepted are those of torch.save(model.state_dict(), ...)"
-        )
+        raise ValueError(_no_state_dict(path))
     return dict(state)
+
+
+def _no_state_dict(path: Path) -> str:
+    return f"{path} holds no state dict of tensors; accepted are those of torch.save(model.state_dict(), ...)"
 
 
 def write_weights(network: nn.Module, path: Path) -> None:

@@ -85,8 +85,9 @@ def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
         torch.save([torch.zeros(1)], path)
     else:
         path.write_bytes(b"no weights at all, as anybody can see")
-    with pytest.raises(ValueError, match=r"is no safetensors file|holds no state dict"):
+    with pytest.raises(ValueError, match=r"is no safetensors file|holds no state dict") as refused:
         read_weights(path)
+    assert "weights_only" not in str(refused.value), "nobody is told to run what is in the file"
 
 
 def test_a_safetensors_file_is_read_by_its_ending(tmp_path: Path) -> None:
