@@ -264,7 +264,7 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster. In each tick",
         f"{SHARE_ENDS:.1%} of the running jobs end and {SHARE_LOST:.1%} lose the node of their head. Object storage is",
         "a dictionary: its requests are counted, and take no time here. API calls a minute are those of one tick at",
-        f"the pace of the ticks, {tick:g} s apart. CPU is that of the process, the simulated API server's part included.",
+        f"the pace of the ticks, {tick:g} s apart. CPU is the process's, the simulated API server's part included.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---:|" * len(columns),
