@@ -36,6 +36,7 @@ from resforge.metrics import Progress
 from resforge.s3 import ObjectInfo, ObjectNotFound, ObjectStore
 from resforge.spec import RetrySpec
 from resforge.storage import Heartbeat, JobPrefix, Result
+from resforge.studies import StudyDocument, StudySpec
 from services.controller.loop import Controller
 from services.launchers.base import LauncherUnavailable
 from services.launchers.kuberay import KubeRay
@@ -43,8 +44,10 @@ from services.launchers.pools import Pool, Pools
 from services.launchers.rayjob import House
 from services.settings import Settings
 from services.store import connect, migrate
+from services.store.access import random_id
 from services.store.builtin import BUILTIN
 from services.store.store import JobStore
+from services.store.studies import NewJob
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the simulated cluster is that of the tests
@@ -146,8 +149,11 @@ def measure(store: JobStore, engine: Engine, waiting: int, ticks: int, seed: int
     queries = Counter[str]()
     event.listen(engine, "before_cursor_execute", lambda *_: queries.update(["all"]))
     spec = recipes.get("digits/resnet-20").spec.model_copy(update={"retry": RetrySpec(infrastructure=1000)})
-    for _ in range(waiting + running):
-        store.submit(PROJECT, spec, BUILTIN[0])
+    # As a study's jobs, so that they are added in one transaction.
+    study = StudyDocument(
+        id="study-benchmark", project=PROJECT, spec=StudySpec(study="depth"), members=(), created_at=datetime.now(UTC)
+    )
+    store.submit_study(study, [NewJob(f"job-{random_id()}", spec, BUILTIN[0]) for _ in range(waiting + running)])
     # One worker a node, so that as many run as there are nodes.
     pool = Pool(name="nodes", cpus_per_node=1, memory_gib_per_node=16, max_nodes=running)
     house = House("jobs", "trainer", "trainer", "2.60.0", "python -m trainer run", "resforge")

@@ -177,7 +177,7 @@ class KubeRay(Launcher):
         return kube
 
     def _note_pause(self, error: KubeError) -> None:
-        """Leave Kubernetes alone for as long as it asks, and a little where it is silent, so that the next need not wait."""
+        """Leave Kubernetes alone for as long as it asks, and a little where it is silent: the next need not wait."""
         if error.retry_after_s:
             until = time.monotonic() + min(error.retry_after_s, 60.0)
             self._pause = (until, f"{error}; it is left alone for the {error.retry_after_s:g} s that it asked for")
