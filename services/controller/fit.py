@@ -14,8 +14,9 @@ This never promises the same CPU twice to jobs of ours. It can promise one that 
 is still on its way; then Ray holds that gang back whole (its placement groups are all or nothing) until there is room.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from resforge.spec import CommonSpec
@@ -24,6 +25,8 @@ from services.launchers.base import Gang, Node, gang_of
 __all__ = ["FitAnswer", "Waiting", "admit", "describe", "driver_needs", "gang_of"]
 
 _EPSILON = 1e-6  # fractions of a CPU add up with rounding errors
+# Behind so many that wait, a job is not told of the one ahead: each time that one starts, all would be written anew.
+NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,18 @@ def admit(nodes: Sequence[Node], live: Sequence[Gang], waiting: Sequence[Waiting
         live: gangs of attempts that were created and have not ended, oldest first.
         waiting: who waits, first come first.
     """
-    idle = [_Room(node.cpus, node.gpus) for node in nodes]
+    idle = _runs(_Room(node.cpus, node.gpus) for node in nodes)
     rooms = _rooms(nodes, live)
     answers: dict[str, FitAnswer] = {}
     ahead: Waiting | None = None
+    behind = 0
     for item in waiting:
         possible = _count(idle, item.gang)
         if possible < item.gang.workers:
             answers[item.job] = FitAnswer("never", _never(item.gang, possible, nodes))
         elif ahead is not None:
-            answers[item.job] = FitAnswer(
-                "waits", f"Waits behind job {ahead.job}, which came first and needs {describe(ahead.gang)}."
-            )
+            behind += 1
+            answers[item.job] = FitAnswer("waits", _behind(ahead) if behind <= NAMED else _FAR_BEHIND)
         elif (now := _count(rooms, item.gang)) < item.gang.workers:
             answers[item.job] = FitAnswer("waits", _waits(item.gang, now, rooms, nodes))
             ahead = item
@@ -104,11 +107,25 @@ def describe(gang: Gang) -> str:
     return f"{_amount(gang.workers, 'worker')} with {each}{' each' if gang.workers > 1 else ''}"
 
 
-def _rooms(nodes: Sequence[Node], live: Sequence[Gang]) -> list[_Room]:
+# Rooms in the order of their nodes, each with how many alike follow one another: a pool has a thousand nodes of one
+# kind, and a thousand gangs to place on them.
+_Runs = Sequence[tuple[_Room, int]]
+
+
+def _runs(rooms: Iterable[_Room]) -> _Runs:
+    return [(room, sum(1 for _ in alike)) for room, alike in groupby(rooms)]
+
+
+def _merged(runs: Iterable[tuple[_Room, int]]) -> _Runs:
+    kept = (run for run in runs if run[1])
+    return [(room, sum(count for _, count in alike)) for room, alike in groupby(kept, key=lambda run: run[0])]
+
+
+def _rooms(nodes: Sequence[Node], live: Sequence[Gang]) -> _Runs:
     """What is free on each node, less the live gangs that the figures do not show yet."""
     cpus = sum(node.cpus - node.free_cpus for node in nodes)
     gpus = sum(node.gpus - node.free_gpus for node in nodes)
-    rooms = [_Room(node.free_cpus, node.free_gpus) for node in nodes]
+    rooms = _runs(_Room(node.free_cpus, node.free_gpus) for node in nodes)
     for gang in live:
         of_cpus, of_gpus = gang.workers * gang.cpus_per_worker, gang.workers * gang.gpus_per_worker
         if of_cpus <= cpus + _EPSILON and of_gpus <= gpus + _EPSILON:
@@ -118,37 +135,57 @@ def _rooms(nodes: Sequence[Node], live: Sequence[Gang]) -> list[_Room]:
     return rooms
 
 
-def _place(rooms: Sequence[_Room], gang: Gang) -> list[_Room]:
+def _place(rooms: _Runs, gang: Gang) -> _Runs:
     """The rooms once as much of the gang as fits is in them, most of it together, as Ray's PACK does."""
-    left, after = gang.workers, list(rooms)
-    for index in sorted(range(len(rooms)), key=lambda i: -rooms[i].workers(gang)):
-        here = max(0, min(left, rooms[index].workers(gang)))
-        after[index] = rooms[index].less(gang, here)
-        left -= here
-    return after
+    left = gang.workers
+    after: list[_Runs] = [[run] for run in rooms]
+    for index in sorted(range(len(rooms)), key=lambda i: -rooms[i][0].workers(gang)):
+        room, count = rooms[index]
+        here = room.workers(gang)
+        if here <= 0 or left <= 0:
+            break
+        full, rest = divmod(min(left, here * count), here)
+        after[index] = [
+            (room.less(gang, here), full),
+            (room.less(gang, rest), int(rest > 0)),
+            (room, count - full - int(rest > 0)),
+        ]
+        left -= full * here + rest
+    return _merged(run for runs in after for run in runs)
 
 
-def _reserve(rooms: Sequence[_Room], gang: Gang) -> list[_Room]:
+def _reserve(rooms: _Runs, gang: Gang) -> _Runs:
     """Place a live gang. Workers for which no node has room in one piece take what is left in pieces."""
     left = gang.workers - min(gang.workers, _count(rooms, gang))
+    placed = _place(rooms, gang)
+    if not left:
+        return placed
     cpus, gpus = left * gang.cpus_per_worker, float(left * gang.gpus_per_worker)
     after = []
-    for room in _place(rooms, gang):
+    for room in (room for room, count in placed for _ in range(count)):
         of_cpus, of_gpus = min(cpus, max(0.0, room.cpus)), min(gpus, max(0.0, room.gpus))
         cpus, gpus = cpus - of_cpus, gpus - of_gpus
         after.append(_Room(room.cpus - of_cpus, room.gpus - of_gpus))
-    return after
+    return _runs(after)
 
 
-def _count(rooms: Sequence[_Room], gang: Gang) -> int:
-    return sum(max(0, room.workers(gang)) for room in rooms)
+def _count(rooms: _Runs, gang: Gang) -> int:
+    return sum(count * max(0, room.workers(gang)) for room, count in rooms)
 
 
-def _waits(gang: Gang, possible: int, rooms: Sequence[_Room], nodes: Sequence[Node]) -> str:
-    free = f"{_number(sum(room.cpus for room in rooms))} of {_amount(sum(node.cpus for node in nodes), 'CPU')}"
+_FAR_BEHIND = f"Waits behind more than {NAMED} jobs, which came first."
+
+
+def _behind(ahead: Waiting) -> str:
+    return f"Waits behind job {ahead.job}, which came first and needs {describe(ahead.gang)}."
+
+
+def _waits(gang: Gang, possible: int, rooms: _Runs, nodes: Sequence[Node]) -> str:
+    cpus = sum(room.cpus * count for room, count in rooms)
+    free = f"{_number(cpus)} of {_amount(sum(node.cpus for node in nodes), 'CPU')}"
     if gang.gpus_per_worker:
         gpus = _amount(sum(node.gpus for node in nodes), "GPU")
-        free += f" and {_number(sum(room.gpus for room in rooms))} of {gpus}"
+        free += f" and {_number(sum(room.gpus * count for room, count in rooms))} of {gpus}"
     return f"Needs {describe(gang)}; now there is room for {possible}, with {free} free."
 
 

@@ -15,7 +15,7 @@ Object = Mapping[str, Any]
 
 RESYNC_S = 600.0  # everything is listed anew so often, in case that a watch has left something out
 PATIENCE_S = 10.0  # a copy that has been cut off for longer is not to be relied on
-FIRST_S = 10.0  # how long to wait for the first list
+FIRST_S = 3.0  # how long to wait for the first list; less than a lease lasts
 BACKOFF_S = (0.2, 15.0)  # the first wait after a failure, and the longest
 GONE = 410  # the API server has forgotten the version that a watch was to go on from
 

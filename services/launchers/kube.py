@@ -50,7 +50,7 @@ class Kube(GenericSyncClient):
         namespace: left out, that of the configuration.
     """
 
-    def __init__(self, api: str | None = None, namespace: str | None = None, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, api: str | None = None, namespace: str | None = None, *, timeout_s: float = 5.0) -> None:
         try:
             there = KubeConfig.from_one(cluster=Cluster(server=api), user=User()) if api else KubeConfig.from_env()
             config = there.get()

@@ -34,6 +34,7 @@ Object = Mapping[str, Any]
 CONFLICT, FORBIDDEN, TOO_MANY = 409, 403, 429
 INVALID = frozenset({400, 413, 422})  # the manifest itself is wrong, and will be so the next time
 LOSSES = 20  # of an attempt, the newest
+SILENT_S = 1.0  # Kubernetes is not asked again for so long after it gave no answer
 NOTES_S = 30.0  # events are read so often, of a cluster that should have pods and has none
 PODLESS_S = 15.0  # KubeRay makes the pods within seconds
 
@@ -45,7 +46,7 @@ class KubeRay(Launcher):
         api: URL of the Kubernetes API; left out, the cluster that this runs in, or else the kubeconfig's.
     """
 
-    def __init__(self, pools: Pools, house: House, *, api: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(self, pools: Pools, house: House, *, api: str | None = None, timeout_s: float = 5.0) -> None:
         self._pools, self._house = pools, house
         self._api, self._timeout_s = api, timeout_s
         self._kueue = any(pool.queue for pool in pools.pools)
@@ -53,7 +54,7 @@ class KubeRay(Launcher):
         self._lock = threading.Lock()
         self._losses: dict[str, deque[Loss]] = {}
         self._notes: dict[str, tuple[float, str]] = {}
-        self._not_before = 0.0
+        self._pause = (0.0, "")  # until when Kubernetes is not asked, and why
         self._kubes: list[Kube] = []
         self._calls: Kube | None = None
         self._jobs: View | None = None
@@ -101,7 +102,8 @@ class KubeRay(Launcher):
                 return  # it was submitted before
             if error.code in INVALID:
                 raise LaunchRefused(str(error)) from error
-            self._note_pause(error)
+            if error.code:
+                self._note_pause(error)
             # The answer may be lost though the submission arrived.
             if error.code not in (FORBIDDEN, TOO_MANY) and self._find(request.name) is not None:
                 return
@@ -162,9 +164,9 @@ class KubeRay(Launcher):
 
     def _kube(self) -> Kube:
         """The connection for calls, unless Kubernetes has asked to be left alone for a while."""
-        left = self._not_before - time.monotonic()
-        if left > 0:
-            raise KubeError(f"Kubernetes asked to be left alone; it is asked again in {left:.0f} s", TOO_MANY)
+        until, why = self._pause
+        if time.monotonic() < until:
+            raise KubeError(why, TOO_MANY)
         with self._lock:
             self._calls = self._calls or self._connect()
             return self._calls
@@ -175,8 +177,12 @@ class KubeRay(Launcher):
         return kube
 
     def _note_pause(self, error: KubeError) -> None:
+        """Leave Kubernetes alone for as long as it asks, and a little where it is silent: the next need not wait."""
         if error.retry_after_s:
-            self._not_before = time.monotonic() + min(error.retry_after_s, 60.0)
+            until = time.monotonic() + min(error.retry_after_s, 60.0)
+            self._pause = (until, f"{error}; it is left alone for the {error.retry_after_s:g} s that it asked for")
+        elif not error.code:
+            self._pause = (time.monotonic() + SILENT_S, str(error))
 
     def _find(self, name: str) -> Object | None:
         try:

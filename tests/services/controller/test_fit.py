@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.controller.fit import Waiting, admit, describe
+from services.controller.fit import NAMED, Waiting, admit, describe
 from services.launchers.base import Gang, Node
 
 
@@ -84,6 +84,27 @@ def test_the_answers_say_what_is_needed_and_what_is_there() -> None:
     )
     assert "no nodes" in admit([], [], [Waiting("a", gang(1))])["a"].message
     assert describe(gang(1, 2.5, 1)) == "1 worker with 2.5 CPUs and 1 GPU"
+
+
+def test_far_behind_the_words_stay_the_same_when_the_queue_moves() -> None:
+    def told(ahead: str) -> list[str]:
+        jobs = [Waiting(ahead, gang(2)), *(Waiting(f"job{index}", gang(1)) for index in range(NAMED + 5))]
+        return [answer.message for answer in admit([node(2, used=1)], [], jobs).values()]
+
+    before, after = told("a"), told("b")
+    changed = [index for index, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert changed == list(range(1, NAMED + 1))
+    assert before[-1] == f"Waits behind more than {NAMED} jobs, which came first."
+
+
+def test_a_thousand_gangs_on_a_thousand_nodes_are_placed_like_a_few() -> None:
+    def fitting(size: int) -> int:
+        waiting = [Waiting(f"job{index}", gang(3)) for index in range(size)]
+        answers = admit([node(4)] * size, [gang(2)] * size, waiting)
+        return [answer.verdict for answer in answers.values()].count("fits")
+
+    # Each live gang of two takes half a node, and three of what is left make room for two gangs of three.
+    assert (fitting(3), fitting(999)) == (2, 666)
 
 
 GANGS = st.builds(Gang, st.integers(1, 4), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 1))

@@ -78,7 +78,7 @@ def wait_for(look: Callable[[], T], accept: Callable[[T], object], timeout_s: fl
 @contextmanager
 def kube_stage(pools: Pools = POOLS, **options: Any) -> Iterator[KubeStage]:
     with kube_api() as api:
-        launcher = KubeRay(pools, house(), api=api.url, timeout_s=3.0, **options)
+        launcher = KubeRay(pools, house(), api=api.url, timeout_s=10.0, **options)
         try:
             yield KubeStage(api, Cluster(api), launcher)
         finally:

@@ -263,10 +263,10 @@ def test_too_many_requests_are_followed_by_silence(stage: KubeStage, monkeypatch
         stage.launcher.submit(request())
     before = stage.api.calls.total()
     for call in (lambda: stage.launcher.submit(request()), lambda: stage.launcher.stop(NAME)):
-        with pytest.raises(LauncherUnavailable, match="asked to be left alone"):
+        with pytest.raises(LauncherUnavailable, match="left alone for the 30 s"):
             call()
     assert stage.api.calls.total() == before
-    stage.launcher._not_before = 0.0
+    stage.launcher._pause = (0.0, "")
     stage.launcher.submit(request())
     stage.phase("running")
 

