@@ -9,7 +9,7 @@ POOL: dict[str, Any] = {
     "memory_gib_per_node": 1000,
     "max_nodes": 4,
     "node_selector": {"example.com/pool": "gpu"},
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute"}],
+    "tolerations": [{"key": "example.com/dedicated", "operator": "Equal", "value": "yes", "effect": "NoExecute"}],
     "topology_key": "topology.kubernetes.io/rack",
     "priority_class": "high",
     "queue": "gpu",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 NEEDED = (
-    *(("ray.io", "rayjobs", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
+    *(("ray.io", "rayjobs", verb) for verb in ("get", "list", "watch", "create", "delete")),
     *(("", resource, verb) for resource in ("pods", "events") for verb in ("get", "list", "watch")),
 )
 FORBIDDEN = (
