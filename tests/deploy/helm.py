@@ -109,10 +109,10 @@ def render_many(variants: Sequence[Values]) -> list[str]:
         arguments = ["resforge", umbrella, "--namespace", "resforge", "--kube-version", "1.34.0"]
         text = helm("template", *arguments)
     parts: dict[str, list[str]] = {name: [] for name in names}
-    for document in text.split("\n---\n"):
+    for document in ("\n" + text.rstrip()).split("\n---\n"):
         source = re.search(r"# Source: umbrella/charts/(v\d+x)/", document)
         if source is not None:
-            parts[source[1]].append(document.replace(source[1], "resforge"))
+            parts[source[1]].append(document.strip().replace(source[1], "resforge"))
     return ["\n---\n".join(parts[name]) for name in names]
 
 
