@@ -37,7 +37,10 @@ INSTEAD: dict[str, dict[str, Any]] = {
 def base_of(option: Option) -> dict[str, Any]:
     """Of the two sets that turn everything on, the one in which the option matters."""
     head = option.path[0]
-    inside = (head in ("postgresql", "s3") and option.path[1] != "enabled") or option.name in ("api.replicas", "clusterDomain")
+    inside = (head in ("postgresql", "s3") and option.path[1] != "enabled") or option.name in (
+        "api.replicas",
+        "clusterDomain",
+    )
     base = INSIDE if inside else OUTSIDE
     return merge(DEFAULTS, base, {"nameOverride": "resforge"}, TOGETHER.get(option.name, {}))
 
