@@ -87,3 +87,7 @@ class SchemaNotCurrent(ServiceError):
 
 class InvalidDatabaseUrl(ServiceError):
     """The URL is for no database that the store knows."""
+
+
+class InvalidPools(ServiceError):
+    """The pools file can't be used."""

@@ -68,18 +68,22 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
 
     with Shipper(store, keys, every=beat) as shipper, shipped(shipper, attempt):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s driver %(levelname)s %(name)s: %(message)s")
-        # Ray Train looks after its workers every two seconds by default, which a short job would wait for.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         result = None
         try:
             # Imported here, since either takes seconds, and the sign of life comes first.
             job = JobDocument.model_validate_json(store.get(prefix.spec))
-            if job.spec.kind == "train":
+            if job.spec.kind == "train" and job.spec.scaling.workers == 1:
+                from trainer import single
+
+                result = single.drive(store, prefix, attempt, job, settings)
+            elif job.spec.kind == "train":
+                # Ray Train looks after its workers every two seconds by default, which a short job would wait for.
+                os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+                os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+                os.environ.setdefault("RAY_DEDUP_LOGS", "0")
                 from trainer.driver import drive
 
-                result = drive(store, prefix, attempt, settings)
+                result = drive(store, prefix, attempt, job, settings)
             else:
                 from trainer.tasks import perform
 

@@ -23,10 +23,11 @@ from trainer.settings import TrainerSettings
 logger = logging.getLogger(__name__)
 
 
-def drive(store: ObjectStore, prefix: JobPrefix, attempt: int, settings: TrainerSettings) -> Result | None:
+def drive(
+    store: ObjectStore, prefix: JobPrefix, attempt: int, job: JobDocument, settings: TrainerSettings
+) -> Result | None:
     """Run the attempt to its end, and say how it ended; None where another attempt has taken over meanwhile."""
     keys = prefix.attempt(attempt)
-    job = JobDocument.model_validate_json(store.get(prefix.spec))
     scaling, retry = job.spec.scaling, job.spec.retry
     name = f"{job.job}-{attempt}"
     scratch = settings.scratch / "ray-train"

@@ -8,11 +8,10 @@ from typing import TypedDict
 import ray.train
 import ray.train.torch
 from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-from ray.util.metrics import Gauge
 
-from resforge.metrics import TRAINER_METRICS, Metric
 from resforge.s3 import ObjectStore
 from resforge.storage import JobPrefix
+from trainer.ray_metrics import Gauges
 from trainer.worker import Place, run
 
 
@@ -41,23 +40,9 @@ def train(config: WorkerConfig) -> None:
         device=ray.train.torch.get_device(),
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
-        export=_Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=config["attempt"]),
+        export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=config["attempt"]),
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)
     store = ObjectStore(config["bucket"], endpoint=config["s3_endpoint"])
     run(store, prefix, config["attempt"], place, cache=Path(config["scratch"]) / "data")
-
-
-class _Gauges:
-    """Exports metrics through Ray's agent, which a Prometheus scrapes on every node."""
-
-    def __init__(self, *, job_id: str, attempt: int) -> None:
-        self._gauges = {
-            metric: Gauge(metric.name, description=metric.help, tag_keys=metric.labels) for metric in TRAINER_METRICS
-        }
-        self._tags = {"job_id": job_id, "attempt": str(attempt)}
-
-    def __call__(self, values: dict[Metric, float]) -> None:
-        for metric, value in values.items():
-            self._gauges[metric].set(value, tags=self._tags)

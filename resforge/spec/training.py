@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from resforge.spec.base import Part
+from resforge.spec.base import Name, Part
 
 
 class ScheduleSpec(Part):
@@ -173,6 +173,9 @@ class ScalingSpec(Part):
     workers: int = Field(default=1, ge=1, le=4096)
     cpus_per_worker: float = Field(default=1.0, gt=0, le=1024)
     gpus_per_worker: int = Field(default=0, ge=0, le=1, description="DDP workers use one GPU each, or none.")
+    pool: Name | None = Field(
+        default=None, description="The operator's pool of nodes to run on. Left out: the first, where there are pools."
+    )
 
 
 class CheckpointSpec(Part):

@@ -16,6 +16,8 @@ from services.api.checkpoints import stored
 from services.api.context import Services
 from services.api.problems import InvalidSpec, spec_problems
 from services.errors import DatasetNotFound, JobNotFound
+from services.launchers.base import gang_of
+from services.launchers.pools import Pools
 from services.store.store import JobStore
 
 AnySpec = TrainSpec | EvaluateSpec | AnalyseSpec
@@ -90,15 +92,15 @@ def sources_in(services: Services, project: str, siblings: Mapping[str, Trained]
     return look
 
 
-def admit(spec: AnySpec, store: JobStore, look: Look) -> DatasetInfo:
-    """The data set that a job works on, once the spec is known to fit it and the jobs that it builds upon.
+def admit(spec: AnySpec, services: Services, look: Look) -> DatasetInfo:
+    """The data set that a job works on, once the spec is known to fit it, the jobs that it builds upon and its pool.
 
     Raises:
         InvalidSpec: the data set is not registered, a source is none, or something does not fit; with every bad field.
     """
-    found: list[FieldProblem] = []
+    found = pool_problems(spec, services.pools)
     trained = [_source(pointer, reference, look, found) for pointer, reference in _references(spec)]
-    dataset = _dataset(spec, trained, store, found)
+    dataset = _dataset(spec, trained, services.store, found)
     if found or dataset is None:
         raise InvalidSpec(found)
     if isinstance(spec, TrainSpec):
@@ -144,6 +146,16 @@ def _dataset(
         message = f"no dataset of that name is registered; registered are: {names}"
         found.append(_problem("/data/dataset", message, name))
         return None
+
+
+def pool_problems(spec: AnySpec, pools: Pools | None) -> list[FieldProblem]:
+    """Why a job can never run in the pool that it names."""
+    name = spec.scaling.pool
+    if pools is None:
+        message = "this service has no pools, and runs every job on its one cluster; leave the field out"
+        return [] if name is None else [_problem("/scaling/pool", message, name)]
+    problem = pools.problem(name, gang_of(spec))
+    return [] if problem is None else [problem]
 
 
 def fit_problems(spec: TrainSpec, dataset: DatasetInfo) -> list[FieldProblem]:

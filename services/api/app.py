@@ -16,6 +16,7 @@ from services.api.context import Services
 from services.api.metrics import Measured, ServiceMetrics
 from services.api.routes import catalogue, checkpoints, health, jobs, reports, streams, studies
 from services.api.tail import Tails
+from services.launchers.pools import pools_of
 from services.settings import Settings
 from services.store import connect
 from services.store.store import JobStore
@@ -65,7 +66,7 @@ def create_app(
         # One schema for each model, whether it is sent or received.
         separate_input_output_schemas=False,
     )
-    app.state.services = Services(settings, store, objects, tails, metrics, checks or {})
+    app.state.services = Services(settings, store, objects, tails, metrics, checks or {}, pools_of(settings))
     problems.install(app)
     # The last added sees a request first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

@@ -12,13 +12,17 @@ from services.api.body import parse_document
 from services.api.metrics import ServiceMetrics
 from services.api.tail import Tails
 from services.errors import Unauthenticated
+from services.launchers.pools import Pools
 from services.settings import Settings
 from services.store.store import JobStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts behind the routes. `checks` are further parts to be ready; each returns or raises."""
+    """The parts behind the routes. `checks` are further parts to be ready; each returns or raises.
+
+    `pools` are those that jobs may name; None where the launcher has none.
+    """
 
     settings: Settings
     store: JobStore
@@ -26,6 +30,7 @@ class Services:
     tails: Tails
     metrics: ServiceMetrics
     checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    pools: Pools | None = None
 
 
 def _services(request: Request) -> Services:

@@ -56,9 +56,7 @@ def plan(services: Services, project: str, spec: StudySpec) -> tuple[StudyDocume
             if refused & {source.job for source in parsed.sources}:  # what it builds upon was told of already
                 refused.add(ids[member.key])
                 continue
-            job = NewJob(
-                ids[member.key], parsed, admit(parsed, services.store, sources_in(services, project, siblings))
-            )
+            job = NewJob(ids[member.key], parsed, admit(parsed, services, sources_in(services, project, siblings)))
         except InvalidSpec as error:
             refused.add(ids[member.key])
             for problem in _of_the_study(spec, member, error.problems):

@@ -17,7 +17,7 @@ from resforge.jobs import ATTEMPT_TERMINAL, Attempt, AttemptState, JobState, Rea
 from resforge.metrics import Progress
 from resforge.storage import Heartbeat, Result
 from services.controller.fit import FitAnswer
-from services.controller.outcomes import cleared, condition, ended, lose, name_of, settle
+from services.controller.outcomes import blamed, cleared, condition, ended, lose, name_of, settle
 from services.launchers.base import Observation
 from services.store.records import AttemptRecord, Change, JobRecord, NewEvent
 
@@ -201,9 +201,11 @@ def _follow(case: _Case) -> Action:
         _submit,
         _lose_by_proof,
         _note_running,
+        _end_preempted,
         _end_silent,
         _end_unstarted,
         _await_launcher,
+        _await_start,
     )
     for rule in rules:
         action = rule(case)
@@ -235,7 +237,9 @@ def _begin_cancelling(case: _Case) -> Action | None:
 
 def _settle_by_result(case: _Case) -> Action | None:
     result = case.observed.result
-    return None if result is None else Apply(settle(case.record, case.attempt, result, case.now))
+    if result is None:
+        return None
+    return Apply(settle(case.record, case.attempt, blamed(result, case.observed.launcher), case.now))
 
 
 def _end_by_force(case: _Case) -> Action | None:
@@ -291,6 +295,14 @@ def _note_running(case: _Case) -> Action | None:
     return Apply(change)
 
 
+def _end_preempted(case: _Case) -> Action | None:
+    """End an attempt that ran and was put back into a queue: what runs again is to be an attempt of its own."""
+    seen = case.observed.launcher
+    if seen is None or not seen.queued or case.attempt.beat is None or case.cancelling:
+        return None
+    return _stop_for(case, Reason.PREEMPTED, seen.message)
+
+
 def _end_silent(case: _Case) -> Action | None:
     """End an attempt whose driver gives no sign of life. Only when it has ended can it be called lost."""
     attempt, observed, tried = case.attempt, case.observed, case.attempt.attempt
@@ -312,16 +324,19 @@ def _end_unstarted(case: _Case) -> Action | None:
     observed, tried = case.observed, case.attempt.attempt
     if case.cancelling or not case.runs or observed.watched_since is None:
         return None
-    if tried.state is AttemptState.RUNNING:
+    launcher = observed.launcher
+    if tried.state is AttemptState.RUNNING or launcher is None or launcher.queued:
         return None
-    since = max(tried.submitted_at or tried.created_at, observed.watched_since)
+    since = max(tried.submitted_at or tried.created_at, observed.watched_since, launcher.since or tried.created_at)
     if not case.waited(since, case.policy.start_timeout_s):
         return None
     driver = "its driver never began" if case.attempt.beat is None else "its driver lives, but its workers never began"
     message = (
         f"It did not start within {case.policy.start_timeout_s:g} s, so the launcher was told to end it: {driver}."
     )
-    return _stop_for(case, Reason.UNSCHEDULABLE, message)
+    if launcher.reason is not None:
+        message += f" {launcher.message}"
+    return _stop_for(case, launcher.reason or Reason.UNSCHEDULABLE, message)
 
 
 def _stop_for(case: _Case, reason: Reason, message: str) -> Action:
@@ -333,6 +348,14 @@ def _await_launcher(case: _Case) -> Action | None:
     if case.observed.launcher is not None:
         return None
     return Apply(condition(case.record, Reason.LAUNCHER_UNAVAILABLE, case.observed.launcher_error))
+
+
+def _await_start(case: _Case) -> Action | None:
+    """Tell what keeps a submitted attempt pending, in the launcher's own words."""
+    seen = case.observed.launcher
+    if seen is None or seen.phase != "pending" or seen.reason is None or case.attempt.stop_reason is not None:
+        return None
+    return Apply(condition(case.record, seen.reason, seen.message))
 
 
 def _reported(observed: Observed) -> Change:

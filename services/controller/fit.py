@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resforge.spec import CommonSpec
-from services.launchers.base import Gang, Node
+from services.launchers.base import Gang, Node, gang_of
+
+__all__ = ["FitAnswer", "Waiting", "admit", "describe", "driver_needs", "gang_of"]
 
 _EPSILON = 1e-6  # fractions of a CPU add up with rounding errors
 
@@ -56,15 +58,9 @@ class _Room:
         return _Room(self.cpus - workers * gang.cpus_per_worker, self.gpus - workers * gang.gpus_per_worker)
 
 
-def gang_of(spec: CommonSpec) -> Gang:
-    """What a job needs: its workers, or a single process, which is then its driver."""
-    scaling = spec.scaling
-    return Gang(scaling.workers, scaling.cpus_per_worker, scaling.gpus_per_worker)
-
-
 def driver_needs(spec: CommonSpec) -> tuple[float, int]:
-    """CPUs and GPUs of the driver itself: those of a job that is one process, and none where it has workers."""
-    alone = spec.kind != "train" and spec.scaling.workers == 1
+    """CPUs and GPUs of the driver itself: those of the one process that it looks after; none where it has a gang."""
+    alone = spec.scaling.workers == 1
     return (spec.scaling.cpus_per_worker, spec.scaling.gpus_per_worker) if alone else (0.0, 0)
 
 

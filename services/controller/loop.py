@@ -12,7 +12,8 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -40,8 +41,11 @@ from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
 from services.controller.sources import Sources, sources_of
 from services.errors import Fenced, Stale, StoreUnavailable
-from services.launchers.base import Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest
+from services.launchers.base import Gang, Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest, PoolUnknown
+from services.launchers.kuberay import KubeRay
+from services.launchers.pools import pools_of
 from services.launchers.ray_jobs import RayJobs
+from services.launchers.rayjob import House
 from services.settings import Settings
 from services.store import connect
 from services.store.records import Change, JobRecord
@@ -66,14 +70,37 @@ def run(settings: Settings) -> None:
     store.check()
     # Short patience: what does not answer now is asked again in the next tick.
     objects = ObjectStore(settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2)
-    launcher = RayJobs(
-        settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
-    )
+    launcher = launcher_of(settings)
     try:
         Controller(store, objects, launcher, settings).run(stop)
     finally:
         launcher.close()
         engine.dispose()
+
+
+def launcher_of(settings: Settings) -> RayJobs | KubeRay:
+    """The launcher that the settings ask for.
+
+    Raises:
+        InvalidPools: the pools file can't be used.
+    """
+    pools = pools_of(settings)
+    if pools is None or settings.trainer_image is None:
+        return RayJobs(
+            settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
+        )
+    house = House(
+        namespace=settings.kube_namespace,
+        image=settings.trainer_image,
+        service_account=settings.ray_service_account,
+        ray_version=settings.ray_version,
+        trainer_command=settings.trainer_command,
+        bucket=settings.s3_bucket,
+        env_secret=settings.trainer_env_secret,
+        s3_endpoint=settings.s3_endpoint,
+        grace_s=settings.stop_grace_s,
+    )
+    return KubeRay(pools, house, api=settings.kube_api)
 
 
 class Controller:
@@ -146,6 +173,7 @@ class Controller:
                 if record.job.id in observed:
                     self._leadership.keep()
                     self._handle(record, observed[record.job.id])
+            self._tidy(records)
             self._store.record_tick(self._leadership.lease)
         except Fenced as error:
             logger.warning("another controller acts: %s", error)
@@ -194,34 +222,60 @@ class Controller:
         wanted = {source.job for job in waiting for source in job.spec.sources}
         states = self._store.states(wanted) if wanted else {}
         sources = {job.id: sources_of(job.spec, states) for job in waiting}
-        nodes, launcher_error = look.nodes()
-        answers: dict[str, FitAnswer] = {}
-        if nodes is not None:
-            live = [(record.attempt.attempt, record.job) for record in records if record.attempt is not None]
-            taken = [
-                gang_of(job.spec)
-                for attempt, job in sorted(live, key=lambda pair: pair[0].created_at)
-                if attempt.state not in ATTEMPT_TERMINAL
-            ]
-            answers = admit(
-                nodes,
-                taken,
-                [
-                    Waiting(job.id, gang_of(job.spec))
-                    for job in waiting
-                    if not job.cancel_requested and sources[job.id] == Sources()
-                ],
-            )
-        seen = Observed(launcher_error=launcher_error, storage_error=look.storage())
+        answers, errors = self._answers(look, records, [job.id for job in waiting if sources[job.id] == Sources()])
+        seen = Observed(storage_error=look.storage())
         return {
             job.id: replace(
                 seen,
                 fit=answers.get(job.id),
+                launcher_error=errors.get(self._launcher.pool_of(job.spec.scaling.pool), ""),
                 sources_pending=sources[job.id].pending,
                 sources_broken=sources[job.id].broken,
             )
             for job in waiting
         }
+
+    def _answers(
+        self, look: Look, records: Sequence[JobRecord], ready: Collection[str]
+    ) -> tuple[dict[str, FitAnswer], dict[str, str]]:
+        """Whether each job that is ready may start, pool by pool; and by pool why the launcher does not say."""
+        chosen = set(ready)
+        live, waiting = defaultdict[str, list[tuple[datetime, Gang]]](list), defaultdict[str, list[Waiting]](list)
+        for record in records:
+            job, attempt = record.job, record.attempt
+            pool = self._launcher.pool_of(job.spec.scaling.pool)
+            if attempt is not None and attempt.attempt.state not in ATTEMPT_TERMINAL:
+                live[pool].append((attempt.attempt.created_at, gang_of(job.spec)))
+            elif job.state in WAITING:
+                gangs = waiting[pool]
+                if job.id in chosen and not job.cancel_requested:
+                    gangs.append(Waiting(job.id, gang_of(job.spec)))
+        answers, errors = dict[str, FitAnswer](), dict[str, str]()
+        for pool, gangs in waiting.items():
+            nodes, error = look.nodes(pool)
+            if error:
+                errors[pool] = error
+            elif nodes is None:
+                answers |= {item.job: FitAnswer("fits") for item in gangs}
+            else:
+                taken = [gang for _, gang in sorted(live[pool], key=lambda pair: pair[0])]
+                answers |= admit(nodes, taken, gangs)
+        return answers, errors
+
+    def _tidy(self, records: Sequence[JobRecord]) -> None:
+        """Remove what is left of attempts that have ended. What fails now is tried again in the next tick."""
+        live = {
+            record.attempt.attempt.external_name
+            for record in records
+            if record.attempt is not None and record.attempt.attempt.state not in ATTEMPT_TERMINAL
+        }
+        try:
+            for name in self._launcher.leftovers(live):
+                # An attempt is written down before it is submitted, so a holder of the lease knows of all that live.
+                self._leadership.confirm()
+                self._launcher.stop(name)
+        except LauncherUnavailable as error:
+            logger.info("what is left of ended attempts can't be removed now: %s", error)
 
     def _handle(self, record: JobRecord, observed: Observed) -> None:
         """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease."""
@@ -252,7 +306,7 @@ class Controller:
                     self._launcher.stop(_newest(record).external_name)
                 case _:
                     assert_never(action)
-        except LauncherUnavailable as error:
+        except (LauncherUnavailable, PoolUnknown) as error:
             return condition(record, Reason.LAUNCHER_UNAVAILABLE, str(error))
         except StorageError as error:
             return condition(record, Reason.STORAGE_UNAVAILABLE, str(error))
@@ -273,7 +327,19 @@ class Controller:
         # A controller that slept since it decided must not start what its successor may have given up.
         self._leadership.confirm()
         uri = self._objects.uri(prefix.key.rstrip("/"))
-        self._launcher.submit(LaunchRequest(attempt.external_name, uri, attempt.number, *driver_needs(job.spec)))
+        cpus, gpus = driver_needs(job.spec)
+        self._launcher.submit(
+            LaunchRequest(
+                attempt.external_name,
+                uri,
+                attempt.number,
+                cpus,
+                gpus,
+                gang=None if cpus else gang_of(job.spec),
+                pool=job.spec.scaling.pool,
+                project=job.project,
+            )
+        )
 
     def _put(self, key: str, document: Document) -> None:
         self._objects.put(key, document.to_bytes(), "application/json")

@@ -12,7 +12,7 @@ from resforge.metrics import Progress, Record
 from resforge.s3 import ObjectStore, StorageError, StorageUnavailable
 from resforge.storage import Cursor, Heartbeat, JobPrefix, Result, Stream, read_stream
 from services.controller.decide import Observed
-from services.launchers.base import Launcher, LauncherUnavailable, Node, Observation
+from services.launchers.base import Launcher, LauncherUnavailable, Node, Observation, PoolUnknown
 from services.store.records import AttemptRecord, JobRecord, NewEvent
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,13 @@ class Look:
         self._launcher_error = ""
         self._storage_error = ""
 
-    def nodes(self) -> tuple[list[Node] | None, str]:
-        """The launcher's nodes, or None and why it does not answer."""
+    def nodes(self, pool: str) -> tuple[list[Node] | None, str]:
+        """A pool's nodes, or None where gangs are queued elsewhere; and why there is no answer, or nothing."""
         if not self._launcher_error:
             try:
-                return self._launcher.nodes(), ""
+                return self._launcher.nodes(pool), ""
+            except PoolUnknown as error:
+                return None, str(error)
             except LauncherUnavailable as error:
                 self._launcher_error = str(error)
         return None, self._launcher_error
@@ -63,7 +65,8 @@ class Look:
         """What is to be seen of a job's live attempt; the launcher first, as `Observed` asks."""
         launcher, launcher_error = self._observe(attempt.attempt.external_name)
         observed = Observed(launcher=launcher, launcher_error=launcher_error, storage_error=self._storage_error)
-        if observed.storage_error:
+        # What was taken and waits for room has no driver yet, so there is nothing to read.
+        if observed.storage_error or (launcher is not None and launcher.queued and attempt.beat is None):
             return observed
         try:
             return self._read(record, attempt, observed)

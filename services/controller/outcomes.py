@@ -13,7 +13,7 @@ CONDITION = "JobConditionChanged"  # the event's type when a job's reason change
 # Reasons that describe the world around a job and go away by themselves.
 _PASSING = frozenset(
     {Reason.LAUNCHER_UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, Reason.NO_CAPACITY, Reason.UNSCHEDULABLE}
-    | {Reason.WAITS_FOR_SOURCE}
+    | {Reason.WAITS_FOR_SOURCE, Reason.IMAGE_PULL_FAILED}
 )
 
 
@@ -45,11 +45,21 @@ def settle(record: JobRecord, attempt: AttemptRecord, result: Result, now: datet
             assert_never(result.outcome)
 
 
+def blamed(result: Result, seen: Observation | None) -> Result:
+    """The result, with the launcher's reason where the driver saw its workers die and could not tell why."""
+    unknown = result.outcome == "failed" and result.reason in (None, Reason.TRAINING_ERROR)
+    if not unknown or seen is None or seen.reason is None or seen.phase == "pending":
+        return result
+    return result.model_copy(update={"reason": seen.reason, "message": f"{seen.message} {result.message}".strip()})
+
+
 def lose(record: JobRecord, attempt: AttemptRecord, seen: Observation, now: datetime) -> Change:
     """End an attempt that has no result and that the launcher says is no more."""
     if seen.phase == "absent":
         reason = Reason.HEAD_LOST
         message = "The launcher does not know the attempt any more: its cluster was restarted or replaced."
+    elif seen.reason is not None:
+        reason, message = seen.reason, f"It ended without a result. {seen.message}"
     else:
         reason = Reason.DRIVER_LOST
         message = f"The driver ended without a result; the launcher calls it {seen.phase}"

@@ -43,7 +43,7 @@ class MemoryLauncher(Launcher):
         self._seen: dict[str, Observation] = {}
         self._lock = threading.Lock()
 
-    def nodes(self) -> list[Node]:
+    def nodes(self, pool: str = "") -> list[Node]:
         with self._lock:
             self._check()
             return list(self.machines)

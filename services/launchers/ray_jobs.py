@@ -55,7 +55,7 @@ class RayJobs(Launcher):
         """Drop the connections that are kept open."""
         self._client.close()
 
-    def nodes(self) -> list[Node]:
+    def nodes(self, pool: str = "") -> list[Node]:
         """The nodes that are alive.
 
         Totals are current. What is free is the autoscaler's report, which Ray renews every 5 seconds by default

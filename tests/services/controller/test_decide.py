@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 
 from resforge.jobs import ATTEMPT_TERMINAL, TERMINAL, AttemptState, JobState, Reason
+from resforge.storage import Result
 from services.controller.decide import (
     ATTEMPTING,
     WAITING,
@@ -411,3 +412,73 @@ def test_a_refused_attempt_fails_the_job_with_the_launchers_words() -> None:
     assert changed.attempt is not None
     assert (changed.job.state, changed.attempt.attempt.state) == (J.FAILED, A.FAILED)
     assert changed.job.message == "Attempt 1: no such image"
+
+
+# What a launcher tells of an attempt beside its phase.
+
+QUEUED = Observation("pending", "Kueue: no quota", Reason.NO_CAPACITY, queued=True)
+
+
+def test_what_keeps_an_attempt_pending_is_shown_and_taken_away() -> None:
+    waiting = record(J.STARTING, A.SUBMITTED)
+    action = decide(waiting, Observed(launcher=QUEUED), after(1), POLICY)
+    assert isinstance(action, Apply)
+    assert (action.change.job["reason"], action.change.job["message"]) == (Reason.NO_CAPACITY, "Kueue: no quota")
+    told = evolve(waiting, action.change)
+    assert decide(told, Observed(launcher=QUEUED), after(2), POLICY) is None
+    action = decide(told, Observed(launcher=Observation("running")), after(3), POLICY)
+    assert isinstance(action, Apply)
+    assert action.change.job == {"reason": None, "message": ""}
+
+
+@pytest.mark.parametrize(
+    ("seen", "ended", "reason"),
+    [
+        (Observation("pending"), True, Reason.UNSCHEDULABLE),
+        (Observation("pending", "no such tag", Reason.IMAGE_PULL_FAILED), True, Reason.IMAGE_PULL_FAILED),
+        (QUEUED, False, Reason.NO_CAPACITY),
+        (Observation("pending", since=after(9_900)), False, None),
+        (Observation("pending", since=after(9_000)), True, Reason.UNSCHEDULABLE),
+    ],
+)
+def test_the_time_to_start_begins_when_there_is_room(seen: Observation, ended: bool, reason: Reason | None) -> None:
+    observed = Observed(launcher=seen, watched_since=after(0))
+    action = decide(record(J.STARTING, A.SUBMITTED), observed, after(10_000), POLICY)
+    assert isinstance(action, ForceStop) is ended
+    assert (action.change.job.get("reason") if action else None) is reason
+
+
+def test_what_ran_and_is_queued_again_is_ended() -> None:
+    ran = record(J.RUNNING, A.RUNNING, beat=5, beat_seen_at=after(0))
+    action = decide(ran, Observed(launcher=QUEUED), after(1), POLICY)
+    assert isinstance(action, ForceStop)
+    assert action.change.attempt["stop_reason"] is Reason.PREEMPTED
+    stopping = evolve(ran, action.change)
+    assert isinstance(decide(stopping, Observed(launcher=QUEUED), after(2), POLICY), ForceStop)  # until it is gone
+    action = decide(stopping, Observed(launcher=Observation("absent")), after(3), POLICY)
+    assert isinstance(action, Apply)
+    assert (action.change.job["state"], action.change.attempt["reason"]) == (J.RECOVERING, Reason.PREEMPTED)
+
+
+@pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.HEAD_LOST, Reason.PREEMPTED, Reason.DEADLINE_EXCEEDED])
+def test_the_launchers_reason_is_the_attempts(reason: Reason) -> None:
+    lost = Observed(launcher=Observation("failed", "node-7 is gone", reason))
+    action = decide(record(J.RUNNING, A.RUNNING), lost, after(1), POLICY)
+    assert isinstance(action, Apply)
+    assert (action.change.attempt["state"], action.change.attempt["reason"]) == (A.LOST, reason)
+    assert "node-7 is gone" in action.change.attempt["message"]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason", "state"),
+    [
+        (failed(Reason.TRAINING_ERROR), Reason.NODE_LOST, J.RECOVERING),
+        (failed(None), Reason.NODE_LOST, J.RECOVERING),
+        (failed(Reason.NON_FINITE_LOSS), Reason.NON_FINITE_LOSS, J.FAILED),
+    ],
+)
+def test_a_driver_that_saw_its_workers_die_is_told_why(result: Result, reason: Reason, state: JobState) -> None:
+    seen = Observed(launcher=Observation("running", "node-7 is gone.", Reason.NODE_LOST), result=result)
+    action = decide(record(J.RUNNING, A.RUNNING), seen, after(1), POLICY)
+    assert isinstance(action, Apply)
+    assert (action.change.attempt["reason"], action.change.job["state"]) == (reason, state)

@@ -3,7 +3,7 @@
 import pytest
 
 from resforge.jobs import JobState, Reason
-from resforge.spec import EvaluateSpec
+from resforge.spec import EvaluateSpec, ScalingSpec
 from services.controller.decide import Apply, Observed, decide
 from services.controller.fit import FitAnswer, driver_needs, gang_of
 from services.controller.sources import Sources, sources_of
@@ -54,10 +54,13 @@ def test_what_is_decided() -> None:
     assert cancelled.change.job["state"] is S.CANCELLED
 
 
-def test_one_process_asks_for_itself_and_a_training_for_its_workers() -> None:
+def test_one_process_asks_for_itself_and_a_gang_for_its_workers() -> None:
     spec = evaluating((ONE, "best"))
     assert driver_needs(spec) == (1.0, 0)
-    assert driver_needs(SPEC) == (0.0, 0)
+    alone = SPEC.model_copy(update={"scaling": ScalingSpec(workers=1, cpus_per_worker=2, gpus_per_worker=1)})
+    assert driver_needs(alone) == (2.0, 1)
+    gang = SPEC.model_copy(update={"scaling": ScalingSpec(workers=2)})
+    assert driver_needs(gang) == (0.0, 0)
     assert gang_of(spec).workers == 1
 
 
