@@ -1,11 +1,10 @@
 """Each set of values is rendered once for all tests."""
 
 import functools
-from pathlib import Path
 
 import pytest
 
-from tests.deploy import helm, schemas
+from tests.deploy import helm
 from tests.deploy.helm import Object
 from tests.deploy.valuesets import SETS
 
@@ -20,8 +19,3 @@ def rendered(name: str) -> list[Object]:
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     """What the chart makes of one set of values."""
     return rendered(request.param)
-
-
-@pytest.fixture
-def crds() -> Path:
-    return schemas.crds()

@@ -1,14 +1,12 @@
 """What objects are held against: Kubernetes' own schemas, and those of custom resources."""
 
-import functools
-import os
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import pytest
-import yaml
+
+from tests.kube.schemas import CRDS, crd_schema, schema_problems
 
 KUBERNETES = "1.34"
 Object = dict[str, Any]
@@ -90,57 +88,25 @@ HTTP_ROUTE = {
 }
 
 
-class NoSchema(Exception):
-    """Nothing is known to hold an object against."""
+class Invalid(Exception):
+    """The API server would refuse the object, or drop a field of it."""
 
 
-def crds() -> Path:
-    """The folder of custom resource definitions; without one, the test is skipped."""
-    folder = os.environ.get("RESFORGE_CRDS")
-    if not folder:
-        pytest.skip("RESFORGE_CRDS names no folder of custom resource definitions")
-    return Path(folder)
+def validate(item: Object) -> None:
+    """Hold an object against its schema.
 
-
-@functools.cache
-def custom(path: Path, version: str) -> jsonschema.Draft202012Validator:
-    """What one version of a custom resource is held against."""
-    spec = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["spec"]
-    for known in spec["versions"]:
-        if known["name"] == version and known["served"]:
-            return jsonschema.Draft202012Validator(_strict(known["schema"]["openAPIV3Schema"], top=True))
-    raise NoSchema(f"{path} serves no version {version}")
-
-
-def validate(item: Object, folder: Path) -> None:
-    """Raise, saying where, if the API server would refuse the object or drop a field of it."""
+    Raises:
+        Invalid: with all that is wrong, and where.
+    """
     group, _, version = item["apiVersion"].rpartition("/")
-    path = folder / f"{group}_{item['kind'].lower()}s.yaml"
-    if group == "gateway.networking.k8s.io":
-        jsonschema.Draft202012Validator(HTTP_ROUTE).validate(item)
-    elif path.exists():
-        custom(path, version).validate(item)
-    else:
-        kubernetes_validate.validate(item, KUBERNETES, strict=True)
-
-
-def _strict(schema: Object, *, top: bool = False) -> Object:
-    """A structural schema as JSON Schema that refuses what the API server would silently drop."""
-    if schema.get("x-kubernetes-int-or-string"):
-        rest = {key: value for key, value in schema.items() if key in ("pattern", "maxLength")}
-        return {"type": ["integer", "string"], **rest}
-    strict = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-") and key != "nullable"}
-    if "properties" in schema:
-        properties = {name: _strict(part) for name, part in schema["properties"].items()}
-        if top:  # of an embedded object, the API server knows these itself
-            properties |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
-        strict["properties"] = properties
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            strict["additionalProperties"] = False
-    elif isinstance(schema.get("additionalProperties"), dict):
-        strict["additionalProperties"] = _strict(schema["additionalProperties"])
-    if isinstance(schema.get("items"), dict):
-        strict["items"] = _strict(schema["items"])
-    if schema.get("nullable") and "type" in schema:
-        strict["type"] = [schema["type"], "null"]
-    return strict
+    file = f"{group}_{item['kind'].lower()}s.yaml"
+    try:
+        if group == "gateway.networking.k8s.io":
+            jsonschema.Draft202012Validator(HTTP_ROUTE).validate(item)
+        elif CRDS and (Path(CRDS) / file).exists():
+            if problems := schema_problems(crd_schema(file, version), item):
+                raise Invalid("; ".join(problems))
+        else:  # what it does not know, it refuses
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
+        raise Invalid(str(error)) from error

@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
+from services.launchers.base import Gang, LaunchRequest
+from services.launchers.pools import Pool, load_pools
+from services.launchers.rayjob import HEAD_CPUS, HEAD_MEMORY_GIB, QUEUE, House, rayjob
 from services.settings import Settings
 from tests.deploy import schemas
 from tests.deploy.conftest import rendered
 from tests.deploy.helm import CHART, Object, merge, pod_templates, render
 from tests.deploy.helm import objects as parsed
+from tests.deploy.options import SCHEMA
 from tests.deploy.pod_security import violations
 from tests.deploy.valuesets import LEAST, OUTSIDE, POOL, SETS
+from tests.kube.schemas import needs_crds, pod_specs
+from tests.kube.server import ROLE
 
 
 def of(items: list[Object], kind: str, name: str | None = None) -> list[Object]:
@@ -39,17 +43,19 @@ def namespace_of(item: Object) -> str:
 # ---- validity
 
 
+@needs_crds
 @pytest.mark.parametrize("name", SETS)
-def test_every_object_is_valid(name: str, crds: Path) -> None:
+def test_every_object_is_valid(name: str) -> None:
     items = rendered(name)
     assert items
     for item in items:
         try:
-            schemas.validate(item, crds)
-        except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
+            schemas.validate(item)
+        except schemas.Invalid as error:
             pytest.fail(f"{name}: {item['kind']}/{item['metadata']['name']}: {error}")
 
 
+@needs_crds
 @pytest.mark.parametrize(
     ("kind", "path", "value"),
     [
@@ -60,12 +66,12 @@ def test_every_object_is_valid(name: str, crds: Path) -> None:
         ("HTTPRoute", ("spec", "hostname"), "a"),
     ],
 )
-def test_the_validation_can_fail(kind: str, path: tuple[str, ...], value: Any, crds: Path) -> None:
+def test_the_validation_can_fail(kind: str, path: tuple[str, ...], value: Any) -> None:
     item = of(rendered("outside"), kind)[0]
     for step in reversed(path):
         value = {step: value}
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        schemas.validate(merge(item, value), crds)
+    with pytest.raises(schemas.Invalid):
+        schemas.validate(merge(item, value))
 
 
 def test_no_object_is_there_twice(objects: list[Object]) -> None:
@@ -116,6 +122,11 @@ def test_roles_allow_no_more_than_is_listed(objects: list[Object]) -> None:
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
                 assert set(rule["verbs"]) <= ALLOWED.get((group, resource), set()), f"{resource} of {group or 'core'}"
+
+
+def test_the_role_is_the_one_that_the_launcher_is_tested_with() -> None:
+    """The stand-in API server of the launcher's tests refuses all that this file does not allow."""
+    assert the(rendered("gpu"), "Role", "resforge-controller")["rules"] == yaml.safe_load(ROLE.read_text())["rules"]
 
 
 def test_the_controllers_role_holds_where_jobs_live_and_for_it_alone(objects: list[Object]) -> None:
@@ -436,6 +447,84 @@ def test_selectors_stay_in_an_upgrade() -> None:
 
     changed = {"commonLabels": {"a": "b"}, "images": {"services": {"tag": "9.9"}}, "pods": {"labels": {"c": "d"}}}
     assert selectors(render(LEAST)) == selectors(render(merge(LEAST, changed), upgrade=True))
+
+
+# ---- what the launcher makes of it
+
+
+def env_of(name: str) -> dict[str, str]:
+    [container] = the(rendered(name), "Deployment", "resforge-controller")["spec"]["template"]["spec"]["containers"]
+    return {item["name"]: item.get("value", "") for item in container["env"]}
+
+
+def pools_of(name: str, folder: Path) -> tuple[Pool, ...]:
+    """The pools as the services read them."""
+    path = folder / "pools.yaml"
+    path.write_text(the(rendered(name), "ConfigMap", "resforge-pools")["data"]["pools.yaml"])
+    return load_pools(path).pools
+
+
+def jobs_of(name: str, folder: Path) -> list[tuple[Pool, Object]]:
+    """A RayJob of two workers in each pool, with the settings that the chart gives."""
+    env = env_of(name)
+    house = House(
+        namespace=env["RESFORGE_KUBE_NAMESPACE"],
+        image=env["RESFORGE_TRAINER_IMAGE"],
+        service_account=env["RESFORGE_RAY_SERVICE_ACCOUNT"],
+        ray_version=env["RESFORGE_RAY_VERSION"],
+        trainer_command="python -m trainer run",
+        bucket=env["RESFORGE_S3_BUCKET"],
+        env_secret=env.get("RESFORGE_TRAINER_ENV_SECRET"),
+        s3_endpoint=env.get("RESFORGE_S3_ENDPOINT"),
+    )
+    made = []
+    for pool in pools_of(name, folder):
+        gang = Gang(2, 1.0, min(1, pool.gpus_per_node))
+        request = LaunchRequest("job-1", "s3://training/demo/job", 1, gang=gang, pool=pool.name, project="demo")
+        made.append((pool, rayjob(request, pool, house)))
+    return made
+
+
+def test_the_schema_knows_the_fields_of_a_pool() -> None:
+    assert SCHEMA["properties"]["pools"]["items"]["properties"].keys() == Pool.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_services_accept_the_pools(name: str, tmp_path: Path) -> None:
+    assert [pool.name for pool in pools_of(name, tmp_path)]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_trainers_keep_to_restricted_but_in_pools_that_are_excepted_by_name(name: str, tmp_path: Path) -> None:
+    excepted = {
+        pool
+        for space in of(rendered(name), "Namespace")
+        for pool in space["metadata"]["annotations"].get("resforge.dev/pod-security-exceptions", "").split(",")
+    }
+    for pool, job in jobs_of(name, tmp_path):
+        found = {fault for spec in pod_specs(job) for fault in violations(spec)}
+        assert bool(found) == (pool.name in excepted), found
+        assert found <= {"ray: capability IPC_LOCK", "volume scratch is a hostPath"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_queues_that_jobs_go_to_are_there(name: str, tmp_path: Path) -> None:
+    made = {(namespace_of(item), item["metadata"]["name"]) for item in of(rendered(name), "LocalQueue")}
+    wanted = {
+        (job["metadata"]["namespace"], job["metadata"]["labels"][QUEUE])
+        for _, job in jobs_of(name, tmp_path)
+        if QUEUE in job["metadata"]["labels"]
+    }
+    assert made == wanted
+
+
+def test_the_quota_for_heads_is_what_heads_ask_for() -> None:
+    [queue] = of(rendered("outside"), "ClusterQueue")
+    heads = {
+        part["name"]: part["nominalQuota"] for part in queue["spec"]["resourceGroups"][0]["flavors"][0]["resources"]
+    }
+    assert heads["cpu"] == f"{64 * HEAD_CPUS:g}"
+    assert heads["memory"] == f"{64 * HEAD_MEMORY_GIB:g}Gi"
 
 
 # ---- queues

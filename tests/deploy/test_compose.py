@@ -110,7 +110,7 @@ def test_addresses_are_of_services_and_of_ports_they_serve() -> None:
     text = json.dumps(SERVICES) + json.dumps(PROMETHEUS)
     text += (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
     found = set(re.findall(r"(?:://|@|\")([a-z][-a-z0-9]*):(\d{4})\b", text)) - {("127", "0")}
-    assert {name for name, _ in found} == {"postgres", "s3", "ray-head", "prometheus", "api", "controller"}
+    assert {name for name, _ in found} == {"postgres", "s3", "ray-head", "prometheus"}
     assert {(name, int(port)) for name, port in found} <= set(listening.items()) | {("ray-head", 6379)}
 
 
@@ -150,14 +150,17 @@ def test_no_secret_is_in_an_environment_or_a_command_line() -> None:
 
 
 def test_prometheus_scrapes_every_part_that_has_metrics_and_reads_the_charts_rules() -> None:
-    jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
-    assert jobs.keys() == {"resforge-api", "resforge-controller", "ray"}
-    assert jobs["ray"]["dns_sd_configs"][0]["names"] == ["ray-head", "ray-worker"]
-    port = jobs["ray"]["dns_sd_configs"][0]["port"]
+    found = {
+        name: sd["port"] for job in PROMETHEUS["scrape_configs"] for sd in job["dns_sd_configs"] for name in sd["names"]
+    }
+    assert found == {"api": 8000, "controller": 9090, "ray-head": 8080, "ray-worker": 8080}
     for name in ("ray-head", "ray-worker"):
-        assert f"--metrics-export-port={port}" in SERVICES[name]["command"]
-    assert PROMETHEUS["rule_files"] == ["/etc/prometheus/rules/*.yml"]
-    assert "./helm/resforge/rules:/etc/prometheus/rules:ro" in SERVICES["prometheus"]["volumes"]
+        assert f"--metrics-export-port={found[name]}" in SERVICES[name]["command"]
+    [pattern] = PROMETHEUS["rule_files"]
+    mounts = dict(mount.removesuffix(":ro").split(":")[::-1] for mount in SERVICES["prometheus"]["volumes"])
+    assert mounts["/etc/prometheus/prometheus.yml"] == "./deploy/prometheus/prometheus.yml"
+    assert mounts[f"/etc/prometheus/{Path(pattern).parent}"] == "./helm/resforge/rules"
+    assert list((ROOT / "helm/resforge/rules").glob(Path(pattern).name))
 
 
 def test_grafana_finds_its_dashboards_and_its_data_source() -> None:

@@ -235,7 +235,7 @@ topologySpreadConstraints:
 - name: RESFORGE_S3_PUBLIC_ENDPOINT
   value: {{ . | quote }}
 {{- end }}
-- name: AWS_REGION
+- name: AWS_DEFAULT_REGION
   value: {{ .Values.objectStorage.region | quote }}
 {{- with include "resforge.s3Secret" . }}
 {{- $secret := . }}
