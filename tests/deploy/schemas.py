@@ -1,5 +1,7 @@
 """What objects are held against: Kubernetes' own schemas, and those of custom resources."""
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,12 @@ HTTP_ROUTE = {
 }
 
 
+@cache
+def _kubernetes(item: str) -> None:
+    """Objects that sets of values have in common are looked at once: each look reads all of the schemas."""
+    kubernetes_validate.validate(json.loads(item), KUBERNETES, strict=True)
+
+
 class Invalid(Exception):
     """The API server would refuse the object, or drop a field of it."""
 
@@ -107,6 +115,6 @@ def validate(item: Object) -> None:
             if problems := schema_problems(crd_schema(file, version), item):
                 raise Invalid("; ".join(problems))
         else:  # what it does not know, it refuses
-            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+            _kubernetes(json.dumps(item))
     except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
         raise Invalid(str(error)) from error

@@ -44,6 +44,7 @@ def namespace_of(item: Object) -> str:
 
 
 @needs_crds
+@pytest.mark.stack
 @pytest.mark.parametrize("name", SETS)
 def test_every_object_is_valid(name: str) -> None:
     items = rendered(name)
