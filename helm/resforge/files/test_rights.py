@@ -1,4 +1,4 @@
-"""Run by `helm test` as the controller's account: argv[1] is the jobs' namespace. Asks the API server what it may do."""
+"""Run by `helm test` as the controller's account: ask the API server what it may do in the jobs' namespace, argv[1]."""
 
 import json
 import os
