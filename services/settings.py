@@ -15,6 +15,9 @@ class Settings(BaseSettings):
     s3_public_endpoint: str | None = Field(default=None, description="URL by which users reach the same server.")
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int = Field(
+        default=9090, ge=0, le=65535, description="Where the controller serves /metrics, on `host`; 0: nowhere."
+    )
     ray_dashboard: str = Field(default="http://127.0.0.1:8265", description="Where Ray's Jobs REST API answers.")
     ray_token_path: str | None = Field(default=None, description="A file that holds Ray's token, if it wants one.")
     trainer_command: str = Field(

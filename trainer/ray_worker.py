@@ -41,7 +41,7 @@ def train(config: WorkerConfig) -> None:
         device=ray.train.torch.get_device(),
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
-        export=_Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=config["attempt"]),
+        export=_Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)
@@ -52,12 +52,13 @@ def train(config: WorkerConfig) -> None:
 class _Gauges:
     """Exports metrics through Ray's agent, which a Prometheus scrapes on every node."""
 
-    def __init__(self, *, job_id: str, attempt: int) -> None:
+    def __init__(self, **labels: str) -> None:
         self._gauges = {
             metric: Gauge(metric.name, description=metric.help, tag_keys=metric.labels) for metric in TRAINER_METRICS
         }
-        self._tags = {"job_id": job_id, "attempt": str(attempt)}
+        self._labels = labels
 
-    def __call__(self, values: dict[Metric, float]) -> None:
+    def __call__(self, values: dict[Metric, float], /, **labels: str) -> None:
+        known = {**self._labels, **labels}
         for metric, value in values.items():
-            self._gauges[metric].set(value, tags=self._tags)
+            self._gauges[metric].set(value, tags={label: known[label] for label in metric.labels})

@@ -36,6 +36,7 @@ from services.controller.decide import (
 )
 from services.controller.fit import FitAnswer, Waiting, admit, driver_needs, gang_of
 from services.controller.leadership import Leadership
+from services.controller.metrics import ControllerMetrics, watch_capacity
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
 from services.controller.sources import Sources, sources_of
@@ -61,16 +62,22 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    metrics = ControllerMetrics()
+    metrics.serve(settings)
     engine = connect(settings.database_url)
-    store = JobStore(engine)
+    store = JobStore(engine, observe=metrics.database)
     store.check()
     # Short patience: what does not answer now is asked again in the next tick.
-    objects = ObjectStore(settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2)
+    objects = ObjectStore(
+        settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2, observe=metrics.s3
+    )
     launcher = RayJobs(
         settings.ray_dashboard, trainer_command=settings.trainer_command, token_path=settings.ray_token_path
     )
     try:
-        Controller(store, objects, launcher, settings).run(stop)
+        controller = Controller(store, objects, launcher, settings, metrics=metrics)
+        watch_capacity(launcher, metrics, lambda: controller.leads, stop)
+        controller.run(stop)
     finally:
         launcher.close()
         engine.dispose()
@@ -82,6 +89,7 @@ class Controller:
     Args:
         clock: the time that is written down, and by which silence is measured.
         holder: this controller's name, unlike every other's; left out, one is made up.
+        metrics: where it tells what it does; left out, nobody reads them.
     """
 
     def __init__(
@@ -93,10 +101,12 @@ class Controller:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         holder: str | None = None,
+        metrics: ControllerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or ControllerMetrics()
         self._store = store
         self._objects = objects
-        self._launcher = launcher
+        self._launcher = self._metrics.measured(launcher)
         self._settings = settings
         self._clock = clock
         self._policy = Policy(settings.heartbeat_timeout_s, settings.start_timeout_s, settings.stop_grace_s)
@@ -105,6 +115,11 @@ class Controller:
         self._epoch: int | None = None
         self._watch = Watch(gap_s=settings.lease_s)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="look")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this controller acted when it last looked."""
+        return self._epoch is not None
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop` is set, then give the lease back."""
@@ -120,6 +135,7 @@ class Controller:
                 except Exception:
                     # The next tick does what this one left.
                     logger.exception("a tick failed")
+                    self._metrics.failed("tick")
                     pause = max(pause, 1.0)
                 stop.wait(pause)
         finally:
@@ -128,6 +144,7 @@ class Controller:
     def close(self) -> None:
         """Give the lease back, if it is held, so that another controller need not wait until it expires."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._metrics.leader.set(0)
         try:
             self._leadership.release()
         except Exception:
@@ -138,18 +155,21 @@ class Controller:
         if not self._lead():
             return False
         try:
-            records = self._store.live_jobs()
-            observed = self._look(records)
-            for record in records:
-                if stop is not None and stop.is_set():
-                    return True
-                if record.job.id in observed:
-                    self._leadership.keep()
-                    self._handle(record, observed[record.job.id])
-            self._store.record_tick(self._leadership.lease)
+            with self._metrics.tick():
+                records = self._store.live_jobs()
+                self._metrics.live(records)
+                observed = self._look(records)
+                for record in records:
+                    if stop is not None and stop.is_set():
+                        return True
+                    if record.job.id in observed:
+                        self._leadership.keep()
+                        self._handle(record, observed[record.job.id])
+                self._store.record_tick(self._leadership.lease)
         except Fenced as error:
             logger.warning("another controller acts: %s", error)
             self._leadership.drop()
+            self._metrics.leader.set(0)
             return False
         return True
 
@@ -160,6 +180,7 @@ class Controller:
             logger.info("%s acts now", self._leadership.holder if leads else "another controller")
             self._watch.forget()  # what happened meanwhile was not seen here
             self._epoch = epoch
+        self._metrics.leader.set(leads)
         return leads
 
     def _look(self, records: Sequence[JobRecord]) -> dict[str, Observed]:
@@ -181,6 +202,7 @@ class Controller:
                 observed[job] = future.result()
             except Exception:
                 logger.exception("job %s can't be looked at", job)
+                self._metrics.failed("look")
             else:
                 answered[job] = not observed[job].storage_error
         spans = self._watch.note(answered, self._clock())
@@ -229,12 +251,14 @@ class Controller:
             action = decide(record, observed, self._clock(), self._policy)
             if action is not None:
                 self._write(record, self._carry_out(record, action))
+                self._metrics.acted(action)
         except Stale:
             logger.debug("job %s changed meanwhile; it is looked at again", record.job.id)
         except Fenced:
             raise
         except Exception:
             logger.exception("job %s could not be taken further", record.job.id)
+            self._metrics.failed("job")
 
     def _carry_out(self, record: JobRecord, action: Action) -> Change:
         """Do what the action asks outside the database, and give what is to be written then."""
@@ -281,6 +305,7 @@ class Controller:
     def _write(self, record: JobRecord, change: Change) -> None:
         if change != Change():
             self._store.apply(self._leadership.lease, record, change)
+            self._metrics.changed(record, change, self._clock())
 
 
 def _prefix(record: JobRecord) -> JobPrefix:

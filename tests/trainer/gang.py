@@ -125,7 +125,7 @@ def _work(
 
         def set_global_rank(self, rank: int) -> None: ...
 
-    def export(values: dict[Metric, float]) -> None:
+    def export(values: dict[Metric, float], /, **labels: str) -> None:
         if kill and values.get(metrics.STEP, -1) >= kill.step:
             os.kill(pids[kill.rank], signal.SIGKILL)
 
