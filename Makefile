@@ -9,12 +9,13 @@ READY := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check dashboards bench clean
 
 help:
 	@echo "make demo   train ResNet-20 on handwritten digits through the whole service"
 	@echo "make check  style, types, architecture and the quick tests; under a minute"
 	@echo "make test   all of that, and the tests on real servers"
+	@echo "make dashboards  build helm/resforge/dashboards anew, from what is measured"
 	@echo "make bench  measure, and write docs/results"
 	@echo "make clean  remove what these made, .venv included"
 
@@ -30,6 +31,9 @@ check: $(READY)
 
 test: check
 	$(PYTEST) -m "stack or postgres"
+
+dashboards: $(READY)
+	$(BIN)/python -m deploy.grafana
 
 bench: $(READY)
 	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

@@ -144,7 +144,7 @@ class Controller:
     def close(self) -> None:
         """Give the lease back, if it is held, so that another controller need not wait until it expires."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._metrics.leader.set(0)
+        self._metrics.leads(False)
         try:
             self._leadership.release()
         except Exception:
@@ -169,7 +169,7 @@ class Controller:
         except Fenced as error:
             logger.warning("another controller acts: %s", error)
             self._leadership.drop()
-            self._metrics.leader.set(0)
+            self._metrics.leads(False)
             return False
         return True
 
@@ -180,7 +180,7 @@ class Controller:
             logger.info("%s acts now", self._leadership.holder if leads else "another controller")
             self._watch.forget()  # what happened meanwhile was not seen here
             self._epoch = epoch
-        self._metrics.leader.set(leads)
+        self._metrics.leads(leads)
         return leads
 
     def _look(self, records: Sequence[JobRecord]) -> dict[str, Observed]:

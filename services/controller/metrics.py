@@ -52,7 +52,7 @@ class ControllerMetrics(Instruments):
 
     def __init__(self) -> None:
         super().__init__("controller")
-        self.leader = self.gauge(CONTROLLER_LEADER)
+        self._leader = self.gauge(CONTROLLER_LEADER)
         self._ticks = self.histogram(CONTROLLER_TICK_SECONDS)
         self._actions = self.counter(CONTROLLER_ACTIONS)
         self._errors = self.counter(CONTROLLER_ERRORS)
@@ -98,6 +98,13 @@ class ControllerMetrics(Instruments):
         began = time.perf_counter()
         yield
         self._ticks.observe(time.perf_counter() - began)
+
+    def leads(self, leads: bool) -> None:
+        """Note whether this controller acts. One that does not knows nothing of jobs and nodes."""
+        self._leader.set(leads)
+        if not leads:
+            for gauge in (self._allocated, self._wanted, self._capacity):
+                gauge.clear()
 
     def acted(self, action: Action) -> None:
         self._actions.labels(ACTIONS[type(action)]).inc()

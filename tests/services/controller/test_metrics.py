@@ -203,10 +203,21 @@ def test_what_goes_wrong_is_counted(stage: Stage) -> None:
     stage.launcher.observe = broken  # type: ignore[assignment, method-assign]
     controller.tick()
     assert sample(metrics, 'resforge_controller_errors_total{where="look"}') == 1
-    rival = stage.controller(metrics=ControllerMetrics())
-    assert rival.tick() is False
-    assert sample(metrics, "resforge_controller_leader") == 1
+
+
+@pytest.mark.stack
+def test_only_the_controller_that_acts_tells_of_jobs(stage: Stage) -> None:
+    metrics, rivals = ControllerMetrics(), ControllerMetrics()
+    controller, rival = stage.controller(metrics=metrics), stage.controller(metrics=rivals)
+    stage.submit()
+
+    def told(metrics: ControllerMetrics) -> tuple[float | None, float | None]:
+        wanted = sample(metrics, 'resforge_resources_wanted{resource="cpu"}')
+        return sample(metrics, "resforge_controller_leader"), wanted
+
+    assert (controller.tick(), rival.tick()) == (True, False)
+    assert (told(metrics), told(rivals)) == ((1, 1), (0, None))
     stage.clock.turn(11)
-    assert rival.tick() is True
-    assert controller.tick() is False
-    assert sample(metrics, "resforge_controller_leader") == 0
+    assert (rival.tick(), controller.tick()) == (True, False)
+    assert told(metrics) == (0, None)
+    assert told(rivals)[0] == 1
