@@ -13,13 +13,17 @@ class Phases:
 
     A GPU works behind the host's back, so what is left over when the other phases are taken off is what training took,
     once the device has caught up, as it does at each report.
+
+    Attributes:
+        aside: seconds of evaluations and checkpoints.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._started = clock()
         self._data = 0.0
-        self._aside = {EVALUATION: 0.0, CHECKPOINT: 0.0}
+        self._apart = {EVALUATION: 0.0, CHECKPOINT: 0.0}
+        self.aside = 0.0  # their sum, read at each step
 
     @contextmanager
     def on(self, phase: str) -> Iterator[None]:
@@ -28,12 +32,9 @@ class Phases:
         try:
             yield
         finally:
-            self._aside[phase] += self._clock() - began
-
-    @property
-    def aside(self) -> float:
-        """Seconds of evaluations and checkpoints."""
-        return sum(self._aside.values())
+            seconds = self._clock() - began
+            self._apart[phase] += seconds
+            self.aside += seconds
 
     def waited(self, seconds: float) -> None:
         """Add time in which there was no batch yet."""
@@ -41,5 +42,5 @@ class Phases:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase up to now; together they are all the time since the beginning."""
-        spent = {"data": self._data, **self._aside}
+        spent = {"data": self._data, **self._apart}
         return {**spent, "compute": max(0.0, self._clock() - self._started - sum(spent.values()))}

@@ -53,6 +53,8 @@ class Evaluation(Callback):
             run.evaluation = self._evaluate(module, self.held_out, self.split)
         run.record(run.evaluation)
         run.progress(test_top1=run.evaluation.top1)
+        if run.rank != 0:
+            return
         values = {metrics.TEST_TOP1: run.evaluation.top1}
         if run.evaluation.loss is not None:
             values[metrics.TEST_LOSS] = run.evaluation.loss

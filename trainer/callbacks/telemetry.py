@@ -48,8 +48,9 @@ class Telemetry(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Classifier, batch: object, batch_idx: int) -> None:
         self.began = time.perf_counter()
         phases = self.run.phases
-        aside, self.seen_aside = phases.aside - self.seen_aside, phases.aside
+        aside = phases.aside - self.seen_aside
         waited = max(0.0, self.began - self.ended - aside)
+        self.seen_aside += aside
         self.aside += aside
         self.waited += waited
         phases.waited(waited)
