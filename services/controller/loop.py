@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -76,7 +77,7 @@ def run(settings: Settings) -> None:
     )
     try:
         controller = Controller(store, objects, launcher, settings, metrics=metrics)
-        watch_capacity(launcher, metrics, lambda: controller.leads, stop)
+        watch_capacity(metrics.measured(launcher).nodes, metrics, lambda: controller.leads, stop)
         controller.run(stop)
     finally:
         launcher.close()
@@ -152,20 +153,21 @@ class Controller:
 
     def tick(self, stop: threading.Event | None = None) -> bool:
         """Take every live job one step further; False if another controller acts."""
+        began = time.perf_counter()
         if not self._lead():
             return False
         try:
-            with self._metrics.tick():
-                records = self._store.live_jobs()
-                self._metrics.live(records)
-                observed = self._look(records)
-                for record in records:
-                    if stop is not None and stop.is_set():
-                        return True
-                    if record.job.id in observed:
-                        self._leadership.keep()
-                        self._handle(record, observed[record.job.id])
-                self._store.record_tick(self._leadership.lease)
+            records = self._store.live_jobs()
+            self._metrics.live(records)
+            observed = self._look(records)
+            for record in records:
+                if stop is not None and stop.is_set():
+                    return True
+                if record.job.id in observed:
+                    self._leadership.keep()
+                    self._handle(record, observed[record.job.id])
+            self._store.record_tick(self._leadership.lease)
+            self._metrics.ticked(time.perf_counter() - began)
         except Fenced as error:
             logger.warning("another controller acts: %s", error)
             self._leadership.drop()

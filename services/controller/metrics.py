@@ -4,8 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, cast, get_args
 
@@ -92,12 +91,9 @@ class ControllerMetrics(Instruments):
                 f"{where} can't be listened on: {error.strerror}; name a free port, or 0 for none"
             ) from error
 
-    @contextmanager
-    def tick(self) -> Iterator[None]:
-        """Time a tick that comes to its end."""
-        began = time.perf_counter()
-        yield
-        self._ticks.observe(time.perf_counter() - began)
+    def ticked(self, seconds: float) -> None:
+        """A tick has come to its end."""
+        self._ticks.observe(seconds)
 
     def leads(self, leads: bool) -> None:
         """Note whether this controller acts. One that does not knows nothing of jobs and nodes."""
@@ -162,16 +158,17 @@ def first_step_after(record: JobRecord, change: Change) -> float | None:
 
 
 def watch_capacity(
-    launcher: Launcher, metrics: ControllerMetrics, leads: Callable[[], bool], stop: threading.Event
+    nodes: Callable[[], Iterable[Node] | None],
+    metrics: ControllerMetrics,
+    leads: Callable[[], bool],
+    stop: threading.Event,
 ) -> None:
     """Ask the launcher for its nodes now and then while this controller leads, in a thread beside the ticks."""
-
-    measured = metrics.measured(launcher)
 
     def watch() -> None:
         while not stop.is_set():
             try:
-                metrics.capacity(measured.nodes() if leads() else None)
+                metrics.capacity(nodes() if leads() else None)
             except LauncherError:
                 metrics.capacity(None)
             except Exception:

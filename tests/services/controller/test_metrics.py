@@ -125,7 +125,7 @@ def test_capacity_is_what_the_launcher_has_while_this_controller_leads(monkeypat
         Node(cpus=32, gpus=0, free_cpus=0, free_gpus=0),
     ]
     gpus, cpus = (f'resforge_resources_capacity{{resource="{resource}"}}' for resource in ("gpu", "cpu"))
-    watch_capacity(launcher, metrics, leads.is_set, stop)
+    watch_capacity(launcher.nodes, metrics, leads.is_set, stop)
     try:
         assert sample(metrics, gpus) is None
         leads.set()
