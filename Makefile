@@ -9,13 +9,14 @@ READY := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
-.PHONY: help demo test check images bench clean
+.PHONY: help demo test check images dashboards bench clean
 
 help:
 	@echo "make demo   train ResNet-20 on handwritten digits through the whole service"
 	@echo "make check  style, types, architecture and the quick tests; under a minute"
 	@echo "make test   all of that, and the tests on real servers"
 	@echo "make images build the container images with buildah"
+	@echo "make dashboards  build helm/resforge/dashboards anew, from what is measured"
 	@echo "make bench  measure, and write docs/results"
 	@echo "make clean  remove what these made, .venv included"
 
@@ -35,6 +36,9 @@ test: check
 # Needs buildah and a base image: BASE=... names one that is there.
 images: $(READY)
 	$(PYTEST) -m images
+
+dashboards: $(READY)
+	$(BIN)/python -m deploy.grafana
 
 bench: $(READY)
 	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

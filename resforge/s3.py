@@ -1,7 +1,8 @@
 """The one S3 client that both sides use: a few verbs over boto3, portable from AWS to small servers."""
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,8 @@ class ObjectStore:
         public_endpoint: the URL by which users reach the same server, for presigned URLs; None where it is the same.
         timeout_s: seconds to wait for a connection, and for each read of an answer.
         attempts: tries of one request in all, with growing pauses.
+        observe: told of each operation: its name, how it ended (ok, absent, refused, unavailable; error, of
+            something else such as a full disk), and seconds.
     """
 
     def __init__(
@@ -74,11 +77,13 @@ class ObjectStore:
         public_endpoint: str | None = None,
         timeout_s: float = 10.0,
         attempts: int = 4,
+        observe: Callable[[str, str, float], object] = lambda _operation, _outcome, _seconds: None,
     ) -> None:
         self.bucket = bucket
         self.endpoint = endpoint
         self._timeout_s = timeout_s
         self._attempts = attempts
+        self._observe = observe
         self._client = self._connect(endpoint)
         public = public_endpoint or endpoint
         self._signer = self._client if public == endpoint else self._connect(public)
@@ -100,28 +105,37 @@ class ObjectStore:
         )
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn botocore's errors into ours, which say where and whether trying again may help."""
+    def _translated(self, operation: str | None) -> Iterator[None]:
+        """Turn botocore's errors into ours, which say where and whether trying again may help, and time it if named."""
         where = f"{self.endpoint or 'S3'}, bucket {self.bucket}"
+        began, outcome = time.perf_counter(), "error"
         try:
             yield
+            outcome = "ok"
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404", "NotFound"):
+                outcome = "absent"
                 raise ObjectNotFound(f"{where}: {error}") from error
             if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
+                outcome = "unavailable"
                 raise StorageUnavailable(f"{where}: {error}") from error
+            outcome = "refused"
             raise StorageRefused(f"{where}: {error}") from error
         except BotoCoreError as error:
+            outcome = "unavailable"
             raise StorageUnavailable(f"{where}: {error}") from error
+        finally:
+            if operation:
+                self._observe(operation, outcome, time.perf_counter() - began)
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there."""
-        with self._translated():
+        with self._translated("ensure_bucket"):
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
@@ -131,20 +145,20 @@ class ObjectStore:
 
     def check(self) -> None:
         """Return when the bucket is there and may be listed."""
-        with self._translated():
+        with self._translated("check"):
             self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        with self._translated():
+        with self._translated("put"):
             self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
 
     def upload(self, key: str, path: Path) -> None:
         """Write a file, in parts where it is large."""
-        with self._translated():
+        with self._translated("upload"):
             self._client.upload_file(str(path), self.bucket, key)
 
     def get(self, key: str) -> bytes:
-        with self._translated():
+        with self._translated("get"):
             return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
     def find(self, key: str) -> bytes | None:
@@ -156,7 +170,7 @@ class ObjectStore:
 
     def download(self, key: str, path: Path) -> str:
         """Write an object to a file and return the SHA-256 of what was written, in hex."""
-        with self._translated():
+        with self._translated("download"):
             digest = hashlib.sha256()
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
             with path.open("wb") as file:
@@ -167,7 +181,7 @@ class ObjectStore:
 
     def list_objects(self, prefix: str, *, after: str | None = None) -> list[ObjectInfo]:
         """Every object under the prefix, by key; only those whose key is greater than `after`, if given."""
-        with self._translated():
+        with self._translated("list"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=prefix, StartAfter=after or ""
             )
@@ -179,7 +193,7 @@ class ObjectStore:
 
     def list_folders(self, prefix: str) -> list[str]:
         """The names between the prefix, which ends in a slash or is empty, and the next slash; sorted."""
-        with self._translated():
+        with self._translated("list"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=prefix, Delimiter="/"
             )
@@ -191,7 +205,7 @@ class ObjectStore:
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is absent is no error."""
-        with self._translated():
+        with self._translated("delete"):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
     def delete_prefix(self, prefix: str) -> int:
@@ -199,7 +213,7 @@ class ObjectStore:
         keys = [item.key for item in self.list_objects(prefix)]
         for start in range(0, len(keys), DELETED_AT_ONCE):
             batch = keys[start : start + DELETED_AT_ONCE]
-            with self._translated():
+            with self._translated("delete"):
                 answer = self._client.delete_objects(
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                 )
@@ -212,7 +226,7 @@ class ObjectStore:
 
     def presign(self, key: str, *, expires_s: int = 3600) -> Presigned:
         """An address at the public endpoint from which anyone can GET the object until it expires."""
-        with self._translated():
+        with self._translated(None):  # signing asks nobody
             expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
             url = self._signer.generate_presigned_url(
                 "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=expires_s

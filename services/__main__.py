@@ -149,10 +149,14 @@ def run_api() -> None:
 def run_controller() -> None:
     """Bring jobs to where they should be until it is told to stop. Several may run; one acts."""
     from services.controller.loop import run
+    from services.controller.metrics import MetricsPortTaken
 
     settings = _settings()
     _log(settings)
-    run(settings)
+    try:
+        run(settings)
+    except MetricsPortTaken as error:
+        _refuse(f"RESFORGE_METRICS_PORT: {error}")
 
 
 def _settings() -> Settings:

@@ -77,7 +77,7 @@ class S3Server:
                 # Not in the command line, which every user of the machine may read.
                 env={**os.environ, "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )  # fmt: skip
         try:
             self._wait(path)
@@ -108,7 +108,7 @@ class S3Server:
         self.process = None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel end the server when the tests are killed, which leaves them no time to call `stop`."""
     _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; it follows the thread that started the server
 

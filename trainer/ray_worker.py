@@ -40,7 +40,7 @@ def train(config: WorkerConfig) -> None:
         device=ray.train.torch.get_device(),
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
-        export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=config["attempt"]),
+        export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)

@@ -1,23 +1,41 @@
 """The state of one worker's run, which the callbacks share: where it is, and how it speaks to the world."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resforge.metrics import RESTARTS, EvalPoint, Metric, Progress, TrainPoint
+from resforge.metrics import (
+    CHECKPOINT_FAILURES,
+    CHECKPOINTS,
+    JOB_INFO,
+    RESTARTS,
+    TOTAL_STEPS,
+    EvalPoint,
+    Metric,
+    Progress,
+    TrainPoint,
+)
 from resforge.s3 import ObjectStore
+from resforge.spec import TrainSpec
 from resforge.storage import AttemptPrefix, JobDocument, JobPrefix, Result, Stream, best, list_checkpoints, read_stream
 from trainer.hardware import device_name, versions
+from trainer.phases import Phases
 from trainer.streams import Shipper
 
 logger = logging.getLogger(__name__)
 
 STARTED = "WorkersStarted"
+
+
+class Export(Protocol):
+    """Hands metrics to whatever collects them; `labels` are those beyond job, attempt and rank."""
+
+    def __call__(self, values: dict[Metric, float], /, **labels: str) -> None: ...
 
 
 @dataclass
@@ -28,6 +46,7 @@ class Run:
         told: attempts whose checkpoints belong to this job's past, and this one.
         step: optimiser steps done.
         evaluation: the newest evaluation, if it was made at `step`.
+        phases: where this worker's time goes.
         stop: agreed by all ranks: end after this step.
     """
 
@@ -42,11 +61,12 @@ class Run:
     steps_per_epoch: int
     total_steps: int
     shipper: Shipper | None
-    export: Callable[[dict[Metric, float]], None]
+    export: Export
     step: int = 0
     restarts: int = 0
     stop: bool = False
     evaluation: EvalPoint | None = None
+    phases: Phases = field(default_factory=Phases)
     _progress: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -122,7 +142,17 @@ class Run:
             versions=versions(),
         )
         self.progress()
-        self.export({RESTARTS: float(self.restarts)})
+        self.export(
+            {
+                RESTARTS: float(self.restarts),
+                TOTAL_STEPS: float(self.total_steps),
+                CHECKPOINTS: 0.0,
+                CHECKPOINT_FAILURES: 0.0,
+            }
+        )
+        spec = self.job.spec
+        assert isinstance(spec, TrainSpec)
+        self.export({JOB_INFO: 1.0}, project=self.job.project, model=spec.model.name, dataset=self.job.dataset.name)
 
     def finish(self) -> None:
         """Write down how the attempt ended, as the very last thing."""

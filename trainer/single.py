@@ -18,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from resforge.jobs import Reason
@@ -26,6 +27,9 @@ from resforge.s3 import ObjectStore
 from resforge.spec import TrainSpec
 from resforge.storage import JobDocument, JobPrefix, Result
 from trainer.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from trainer.run import Export
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +122,7 @@ def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
         device=torch.device("cuda", 0) if cuda else torch.device("cpu"),
         strategy=DDPStrategy(),
         environment=TorchElasticEnvironment(),
-        export=_LateGauges(prefix.key.rstrip("/").rsplit("/", 1)[1], attempt),
+        export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
     )
     # Where kill-tests and people with a debugger find this worker.
     logger.info("process %d is rank 0 of 1", os.getpid())
@@ -128,21 +132,21 @@ def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
 class _LateGauges:
     """Exports metrics through Ray's agent once the training has lasted a while; a thread sets that up."""
 
-    def __init__(self, job_id: str, attempt: int) -> None:
-        self._job_id, self._attempt = job_id, attempt
+    def __init__(self, **labels: str) -> None:
+        self._labels = labels
         self._began = time.monotonic()
-        self._known: dict[Metric, float] = {}
+        self._waiting: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
         self._lock = threading.Lock()
-        self._export: object = None
+        self._gauges: Export | None = None
         self._starting: threading.Thread | None = None
 
-    def __call__(self, values: dict[Metric, float]) -> None:
+    def __call__(self, values: dict[Metric, float], /, **labels: str) -> None:
         with self._lock:
-            self._known.update(values)
-            export = self._export
-        if callable(export):
-            export(values)
-        elif self._starting is None and time.monotonic() - self._began > EXPORT_AFTER_S:
+            if self._gauges is None:
+                self._waiting |= {(metric, tuple(labels.items())): value for metric, value in values.items()}
+            else:
+                self._gauges(values, **labels)
+        if self._starting is None and time.monotonic() - self._began > EXPORT_AFTER_S:
             self._starting = threading.Thread(target=self._start, name="metrics", daemon=True)
             self._starting.start()
 
@@ -153,13 +157,15 @@ class _LateGauges:
             from trainer.ray_metrics import Gauges
 
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-            export = Gauges(job_id=self._job_id, attempt=self._attempt)
+            gauges = Gauges(**self._labels)
         except Exception:
             logger.warning("metrics are not exported through Ray; the streams have them all", exc_info=True)
             return
         with self._lock:
-            export(self._known)
-            self._export = export
+            for (metric, labels), value in self._waiting.items():
+                gauges({metric: value}, **dict(labels))
+            self._waiting.clear()
+            self._gauges = gauges
 
 
 def _end_with_the_driver(driver: int) -> None:

@@ -7,7 +7,7 @@ ends at the job's last; an epoch is a fact of the sampler. So resuming in the mi
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,6 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from resforge.metrics import Metric
 from resforge.s3 import ObjectStore
 from resforge.spec import TrainSpec
 from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result, StoredCheckpoint
@@ -40,7 +39,7 @@ from trainer.data.splits import open_split
 from trainer.errors import OutOfMemory, TrainingFault
 from trainer.initial import described, freeze_backbone, initial_network
 from trainer.models import build
-from trainer.run import Run
+from trainer.run import Export, Run
 from trainer.streams import Shipper
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Place:
         rank, workers: this worker's number, from 0, and how many there are.
         device: what it trains on.
         strategy, environment: Lightning's, for the process group that stands already.
-        export: hands metrics to whatever collects them; called by rank 0 alone.
+        export: hands metrics to whatever collects them. Every rank exports its own; rank 0 also the job's.
         devices, nodes: Lightning's: workers on this node, and nodes. Under Ray each worker is its own.
     """
 
@@ -65,7 +64,7 @@ class Place:
     device: torch.device
     strategy: DDPStrategy
     environment: ClusterEnvironment
-    export: Callable[[dict[Metric, float]], None]
+    export: Export
     devices: int = 1
     nodes: int = 1
 

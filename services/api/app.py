@@ -45,11 +45,15 @@ def create_app(
         checks: further parts that /readyz asks, such as the launcher; each returns, or raises what is wrong.
         poll_s: seconds between two looks at a stream that somebody follows.
     """
-    store = store or JobStore(connect(settings.database_url))
+    metrics = ServiceMetrics()
+    store = store or JobStore(connect(settings.database_url), observe=metrics.database)
     objects = objects or ObjectStore(
-        settings.s3_bucket, endpoint=settings.s3_endpoint, public_endpoint=settings.s3_public_endpoint
+        settings.s3_bucket,
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        observe=metrics.s3,
     )
-    metrics = ServiceMetrics(store)
+    metrics.watch(store)
     tails = Tails(every_s=poll_s, opened=metrics.streams.inc, closed=metrics.streams.dec)
 
     @asynccontextmanager

@@ -5,13 +5,21 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resforge.metrics import CONTROLLER_TICK_AGE, HTTP_REQUESTS, HTTP_SECONDS, HTTP_STREAMS, JOBS, Metric
+from resforge.metrics import (
+    CONTROLLER_TICK_AGE,
+    HTTP_REQUESTS,
+    HTTP_SECONDS,
+    HTTP_STREAMS,
+    JOBS,
+    QUEUE_OLDEST,
+    Metric,
+)
 from services.errors import ServiceError
+from services.instruments import Instruments
 from services.store.store import JobStore
 
 logger = logging.getLogger(__name__)
@@ -20,22 +28,17 @@ logger = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class ServiceMetrics:
+class ServiceMetrics(Instruments):
     """A registry of its own with everything that the API measures."""
 
-    def __init__(self, store: JobStore) -> None:
-        # It would add a series to each of ours, under names that stand nowhere.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self.requests = Counter(HTTP_REQUESTS.name, HTTP_REQUESTS.help, HTTP_REQUESTS.labels, registry=self.registry)
-        self.seconds = Histogram(
-            HTTP_SECONDS.name,
-            HTTP_SECONDS.help,
-            HTTP_SECONDS.labels,
-            buckets=HTTP_SECONDS.buckets,
-            registry=self.registry,
-        )
-        self.streams = Gauge(HTTP_STREAMS.name, HTTP_STREAMS.help, registry=self.registry)
+    def __init__(self) -> None:
+        super().__init__("api")
+        self.requests = self.counter(HTTP_REQUESTS)
+        self.seconds = self.histogram(HTTP_SECONDS)
+        self.streams = self.gauge(HTTP_STREAMS)
+
+    def watch(self, store: JobStore) -> None:
+        """Add what the database knows, to be read at each scrape."""
         self.registry.register(_StoreCollector(store))
 
 
@@ -47,11 +50,11 @@ class _StoreCollector(Collector):
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         # Without it, registering would call collect().
-        yield from (_family(JOBS), _family(CONTROLLER_TICK_AGE))
+        yield from map(_family, (JOBS, QUEUE_OLDEST, CONTROLLER_TICK_AGE))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            counts, tick = self._store.counts(), self._store.last_tick()
+            counts, oldest, tick = self._store.counts(), self._store.oldest_queued(), self._store.last_tick()
         except ServiceError as error:
             logger.warning("metrics: %s", error)
             return
@@ -59,14 +62,17 @@ class _StoreCollector(Collector):
         for state, count in counts.items():
             jobs.add_metric([state], count)
         yield jobs
+        now = datetime.now(UTC)
+        yield _family(QUEUE_OLDEST, (now - oldest).total_seconds() if oldest else 0.0)
         if tick is not None:
-            age = _family(CONTROLLER_TICK_AGE)
-            age.add_metric([], (datetime.now(UTC) - tick).total_seconds())
-            yield age
+            yield _family(CONTROLLER_TICK_AGE, (now - tick).total_seconds())
 
 
-def _family(metric: Metric) -> GaugeMetricFamily:
-    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+def _family(metric: Metric, value: float | None = None) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    if value is not None:
+        family.add_metric([], value)
+    return family
 
 
 class Measured:

@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -37,6 +38,7 @@ from services.controller.decide import (
 )
 from services.controller.fit import FitAnswer, Waiting, admit, driver_needs, gang_of
 from services.controller.leadership import Leadership
+from services.controller.metrics import ControllerMetrics, watch_capacity
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
 from services.controller.sources import Sources, sources_of
@@ -65,14 +67,20 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    metrics = ControllerMetrics()
+    metrics.serve(settings)
     engine = connect(settings.database_url)
-    store = JobStore(engine)
+    store = JobStore(engine, observe=metrics.database)
     store.check()
     # Short patience: what does not answer now is asked again in the next tick.
-    objects = ObjectStore(settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2)
+    objects = ObjectStore(
+        settings.s3_bucket, endpoint=settings.s3_endpoint, timeout_s=5.0, attempts=2, observe=metrics.s3
+    )
     launcher = launcher_of(settings)
     try:
-        Controller(store, objects, launcher, settings).run(stop)
+        controller = Controller(store, objects, launcher, settings, metrics=metrics)
+        watch_capacity(metrics.measured(launcher).nodes, metrics, lambda: controller.leads, stop)
+        controller.run(stop)
     finally:
         launcher.close()
         engine.dispose()
@@ -109,6 +117,7 @@ class Controller:
     Args:
         clock: the time that is written down, and by which silence is measured.
         holder: this controller's name, unlike every other's; left out, one is made up.
+        metrics: where it tells what it does; left out, nobody reads them.
     """
 
     def __init__(
@@ -120,10 +129,12 @@ class Controller:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         holder: str | None = None,
+        metrics: ControllerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or ControllerMetrics()
         self._store = store
         self._objects = objects
-        self._launcher = launcher
+        self._launcher = self._metrics.measured(launcher)
         self._settings = settings
         self._clock = clock
         self._policy = Policy(settings.heartbeat_timeout_s, settings.start_timeout_s, settings.stop_grace_s)
@@ -133,6 +144,11 @@ class Controller:
         self._known: dict[str, JobRecord] = {}
         self._watch = Watch(gap_s=settings.lease_s)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="look")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this controller acted when it last looked."""
+        return self._epoch is not None
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop` is set, then give the lease back."""
@@ -148,6 +164,7 @@ class Controller:
                 except Exception:
                     # The next tick does what this one left.
                     logger.exception("a tick failed")
+                    self._metrics.failed("tick")
                     pause = max(pause, 1.0)
                 stop.wait(pause)
         finally:
@@ -156,6 +173,7 @@ class Controller:
     def close(self) -> None:
         """Give the lease back, if it is held, so that another controller need not wait until it expires."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._metrics.leads(False)
         try:
             self._leadership.release()
         except Exception:
@@ -163,11 +181,13 @@ class Controller:
 
     def tick(self, stop: threading.Event | None = None) -> bool:
         """Take every live job one step further; False if another controller acts."""
+        began = time.perf_counter()
         if not self._lead():
             return False
         try:
             records = self._store.live_jobs(self._known)
             self._known = {record.job.id: record for record in records}
+            self._metrics.live(records)
             observed = self._look(records)
             for record in records:
                 if stop is not None and stop.is_set():
@@ -177,9 +197,11 @@ class Controller:
                     self._handle(record, observed[record.job.id])
             self._tidy(records)
             self._store.record_tick(self._leadership.lease)
+            self._metrics.ticked(time.perf_counter() - began)
         except Fenced as error:
             logger.warning("another controller acts: %s", error)
             self._leadership.drop()
+            self._metrics.leads(False)
             return False
         return True
 
@@ -190,6 +212,7 @@ class Controller:
             logger.info("%s acts now", self._leadership.holder if leads else "another controller")
             self._watch.forget()  # what happened meanwhile was not seen here
             self._epoch = epoch
+        self._metrics.leads(leads)
         return leads
 
     def _look(self, records: Sequence[JobRecord]) -> dict[str, Observed]:
@@ -211,6 +234,7 @@ class Controller:
                 observed[job] = future.result()
             except Exception:
                 logger.exception("job %s can't be looked at", job)
+                self._metrics.failed("look")
             else:
                 answered[job] = not observed[job].storage_error
         spans = self._watch.note(answered, self._clock())
@@ -285,12 +309,14 @@ class Controller:
             action = decide(record, observed, self._clock(), self._policy)
             if action is not None:
                 self._write(record, self._carry_out(record, action))
+                self._metrics.acted(action)
         except Stale:
             logger.debug("job %s changed meanwhile; it is looked at again", record.job.id)
         except Fenced:
             raise
         except Exception:
             logger.exception("job %s could not be taken further", record.job.id)
+            self._metrics.failed("job")
 
     def _carry_out(self, record: JobRecord, action: Action) -> Change:
         """Do what the action asks outside the database, and give what is to be written then."""
@@ -349,6 +375,7 @@ class Controller:
     def _write(self, record: JobRecord, change: Change) -> None:
         if change != Change():
             self._store.apply(self._leadership.lease, record, change)
+            self._metrics.changed(record, change, self._clock())
 
 
 def _prefix(record: JobRecord) -> JobPrefix:

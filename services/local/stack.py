@@ -24,6 +24,7 @@ PREFIX = "resforge: "  # begins the one line that says what went wrong
 PORTS = (
     "api",
     "s3",
+    "controller_metrics",
     "ray_gcs",
     "ray_dashboard",
     "ray_agent",
@@ -123,6 +124,7 @@ def _services_environment(config: Config) -> dict[str, str]:
         "RESFORGE_DATABASE_URL": config.database_url,
         "RESFORGE_HOST": HOST,
         "RESFORGE_PORT": str(config.ports["api"]),
+        "RESFORGE_METRICS_PORT": str(config.ports["controller_metrics"]),
         "RESFORGE_RAY_DASHBOARD": config.url("ray_dashboard"),
         "RESFORGE_RAY_TOKEN_PATH": str(config.home.ray_token),
         "RESFORGE_TRAINER_COMMAND": f"{shlex.quote(config.python)} -m trainer run",
@@ -258,5 +260,6 @@ def connection(config: Config, *, api_key: str, keys: tuple[str, str], pid: int)
         "s3_secret_key": keys[1],
         "ray_dashboard": config.url("ray_dashboard"),
         "ray_metrics": config.url("ray_metrics"),
+        "controller_metrics": config.url("controller_metrics"),
         "pid": pid,
     }

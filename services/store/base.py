@@ -2,8 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select
@@ -11,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from resforge.jobs import Attempt, Event, Job
-from services.errors import InvalidCursor, JobNotFound
+from services.errors import InvalidCursor, JobNotFound, StoreUnavailable
 from services.store.engine import transaction
 from services.store.records import NewEvent
 from services.store.tables import AttemptRow, Base, EventRow, JobRow
@@ -22,17 +23,40 @@ def utc_now() -> datetime:
 
 
 class StoreBase:
-    """The engine, a clock that tests may turn, and transactions."""
+    """The engine, a clock that tests may turn, and transactions.
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], datetime] = utc_now) -> None:
+    Args:
+        observe: told of each transaction: its kind (read, write), how it ended (ok, unavailable), and seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        observe: Callable[[str, str, float], object] = lambda _kind, _outcome, _seconds: None,
+    ) -> None:
         self._engine = engine
         self._now = clock
+        self._observe = observe
 
     def _read(self) -> AbstractContextManager[Session]:
-        return transaction(self._engine, read_only=True)
+        return self._timed("read", read_only=True)
 
     def _write(self) -> AbstractContextManager[Session]:
-        return transaction(self._engine)
+        return self._timed("write", read_only=False)
+
+    @contextmanager
+    def _timed(self, kind: str, *, read_only: bool) -> Iterator[Session]:
+        began, outcome = time.perf_counter(), "ok"
+        try:
+            with transaction(self._engine, read_only=read_only) as session:
+                yield session
+        except StoreUnavailable:
+            outcome = "unavailable"
+            raise
+        finally:
+            self._observe(kind, outcome, time.perf_counter() - began)
 
 
 def insert(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:

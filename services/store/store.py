@@ -202,6 +202,11 @@ class JobStore(AccessStore, ControlStore, StudyStore):
             found = {state: count for state, count in session.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
+    def oldest_queued(self) -> datetime | None:
+        """When the job in QUEUED that came first was submitted; None where none waits."""
+        with self._read() as session:
+            return session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
+
     def source(self, project: str, job_id: str) -> tuple[Job, DatasetInfo]:
         """A job and the data set that it was submitted with.
 

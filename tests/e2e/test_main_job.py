@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,33 +13,15 @@ from resforge import metrics
 from resforge.client import Client
 from resforge.jobs import Job
 from resforge.resources import EvalEntry, TrainEntry
-from tests.e2e.following import reach
+from tests.e2e.conftest import MainJob, sample
 from tests.embedded import EmbeddedStack
-from tests.services.local.waiting import until
 
 pytestmark = pytest.mark.stack
 
-SCRAPED = (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.GRAD_NORM)
 
-
-@pytest.fixture(scope="module")
-def scraped(stack: EmbeddedStack) -> dict[str, str]:
-    """What a Prometheus would have read at Ray's agent while the job ran, by job."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def job(stack: EmbeddedStack, scraped: dict[str, str]) -> Iterator[Job]:
-    with stack.client() as client:
-        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "labels": {"test": "main"}})
-        reach(client, job.id, 20)
-
-        def scrape() -> str | None:
-            text = httpx.get(stack.connection["ray_metrics"], trust_env=False).text
-            return text if all(_sample(text, metric, job.id) for metric in SCRAPED) else None
-
-        scraped[job.id] = until(scrape, within_s=60, what="the trainer's metrics at Ray's agent")
-        yield client.wait(job.id, 180)
+@pytest.fixture
+def job(main_job: MainJob) -> Job:
+    return main_job.job
 
 
 def test_it_succeeds_with_more_than_96_percent(job: Job) -> None:
@@ -97,20 +78,12 @@ def test_driver_and_workers_are_heard_in_the_logs(client: Client, job: Job) -> N
     assert "\x1b" not in text
 
 
-def test_prometheus_sees_the_job_through_rays_agent(job: Job, scraped: dict[str, str]) -> None:
-    text = scraped[job.id]
-    assert 0 < _sample(text, metrics.STEP, job.id) <= 352
-    assert _sample(text, metrics.IMAGES_PER_SECOND, job.id) > 0
-    assert math.isfinite(_sample(text, metrics.TRAIN_LOSS, job.id))
+def test_rays_agent_tells_prometheus_of_the_job(main_job: MainJob) -> None:
+    job, text = main_job.job, main_job.scraped
+    assert 0 < sample(text, metrics.STEP, job.id) <= 352
+    assert sample(text, metrics.IMAGES_PER_SECOND, job.id) > 0
+    assert math.isfinite(sample(text, metrics.TRAIN_LOSS, job.id))
     assert not any("NaN" in line for line in text.splitlines() if job.id in line)
-
-
-def _sample(text: str, metric: metrics.Metric, job_id: str) -> float:
-    """The value of a metric of that job's first attempt; 0 where there is none yet."""
-    for line in text.splitlines():
-        if line.startswith(f"ray_{metric.name}{{") and f'job_id="{job_id}"' in line and 'attempt="1"' in line:
-            return float(line.rpartition(" ")[2])
-    return 0.0
 
 
 def test_no_secret_was_logged_or_shown_by_ray(stack: EmbeddedStack, client: Client, job: Job) -> None:

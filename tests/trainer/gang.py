@@ -3,11 +3,13 @@
 Workers are forked from a server that has torch and Lightning imported, so a gang stands in a fraction of a second.
 """
 
+import json
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,11 +55,13 @@ def run_gang(
     cache: Path,
     resume_from: Sequence[int] = (),
     kill: Kill | None = None,
+    exports: Path | None = None,
     timeout_s: float = 120,
 ) -> Result | None:
     """Run one attempt to its end, or until a kill brings the gang down; its verdict, if it left one.
 
-    When one worker dies, the others are killed too, as Ray Train does.
+    When one worker dies, the others are killed too, as Ray Train does. With `exports`, a folder, each rank adds what it
+    exports to the file of its number there, a line of JSON each time.
     """
     store = s3.store()
     keys = prefix.attempt(attempt)
@@ -69,7 +73,20 @@ def run_gang(
     processes = [
         context.Process(
             target=_work,
-            args=(rank, workers, port, pids, s3.endpoint, s3.environment, s3.bucket, prefix, attempt, cache, kill),
+            args=(
+                rank,
+                workers,
+                port,
+                pids,
+                s3.endpoint,
+                s3.environment,
+                s3.bucket,
+                prefix,
+                attempt,
+                cache,
+                kill,
+                exports,
+            ),
             daemon=True,
         )
         for rank in range(workers)
@@ -93,7 +110,7 @@ def run_gang(
 
 def _work(
     rank: int, workers: int, port: int, pids: Any, endpoint: str, environment: dict[str, str], bucket: str,
-    prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None,
+    prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None, exports: Path | None,
 ) -> None:  # fmt: skip
     import torch
     import torch.distributed as dist
@@ -125,7 +142,11 @@ def _work(
 
         def set_global_rank(self, rank: int) -> None: ...
 
-    def export(values: dict[Metric, float]) -> None:
+    def export(values: dict[Metric, float], /, **labels: str) -> None:
+        if exports:
+            with (exports / str(rank)).open("a") as file:
+                named = {metric.name: value for metric, value in values.items()}
+                file.write(json.dumps({"at": time.monotonic(), "values": named, "labels": labels}) + "\n")
         if kill and values.get(metrics.STEP, -1) >= kill.step:
             os.kill(pids[kill.rank], signal.SIGKILL)
 

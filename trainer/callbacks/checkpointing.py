@@ -14,6 +14,7 @@ from resforge.s3 import StorageError
 from trainer.checkpoints import Moment, Snapshot, remove_old, rng_state, write_checkpoint
 from trainer.classifier import Classifier
 from trainer.errors import CheckpointUploadFailed, NonFiniteLoss
+from trainer.phases import CHECKPOINT
 from trainer.run import Run
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Checkpointing(Callback):
     def __init__(self, run: Run, inputs: dict[str, torch.Tensor]) -> None:
         self.run = run
         self.inputs = inputs
-        self.committed = 0
+        self.committed = self.failed = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Classifier, outputs: object, batch: object, batch_idx: int
@@ -38,6 +39,11 @@ class Checkpointing(Callback):
         by_step = wanted.every_steps is not None and run.step % wanted.every_steps == 0
         if not (by_step or run.ends_epochs(wanted.every_epochs) or run.last):
             return
+        with run.phases.on(CHECKPOINT):
+            self._checkpoint(trainer, module)
+
+    def _checkpoint(self, trainer: pl.Trainer, module: Classifier) -> None:
+        run = self.run
         started = time.perf_counter()
         states = [None] * run.workers
         if run.workers > 1:
@@ -80,6 +86,8 @@ class Checkpointing(Callback):
                 run.shipper.flush()
             written = write_checkpoint(run.store, run.prefix, run.job, snapshot, moment)
         except StorageError as error:
+            self.failed += 1
+            run.export({metrics.CHECKPOINT_FAILURES: float(self.failed)})
             run.event("CheckpointFailed", f"no checkpoint of step {run.step}: {error}", step=run.step)
             if run.last:
                 raise CheckpointUploadFailed(
@@ -99,4 +107,10 @@ class Checkpointing(Callback):
             remove_old(run.store, run.prefix, run.told, run.job.spec.checkpoint.keep_last, written)
         except StorageError as error:
             run.event("CleanUpFailed", f"old checkpoints can't be removed: {error}", step=run.step)
-        run.export({metrics.CHECKPOINT_SECONDS: seconds, metrics.CHECKPOINTS: float(self.committed)})
+        run.export(
+            {
+                metrics.CHECKPOINT_SECONDS: seconds,
+                metrics.CHECKPOINT_BYTES: float(written.manifest.size),
+                metrics.CHECKPOINTS: float(self.committed),
+            }
+        )

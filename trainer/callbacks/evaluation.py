@@ -9,6 +9,7 @@ from resforge.metrics import EvalPoint
 from trainer.classifier import Classifier
 from trainer.data.loader import Loader
 from trainer.evaluate import EvalTotals, evaluate
+from trainer.phases import EVALUATION
 from trainer.run import Run
 
 
@@ -38,6 +39,11 @@ class Evaluation(Callback):
         ended = run.step >= run.total_steps
         if not (due or ended):
             return
+        with run.phases.on(EVALUATION):
+            self._evaluate_all(module, ended=ended)
+
+    def _evaluate_all(self, module: Classifier, *, ended: bool) -> None:
+        run = self.run
         if run.workers > 1:
             for buffer in module.network.buffers():
                 dist.broadcast(buffer, src=0)
@@ -47,6 +53,8 @@ class Evaluation(Callback):
             run.evaluation = self._evaluate(module, self.held_out, self.split)
         run.record(run.evaluation)
         run.progress(test_top1=run.evaluation.top1)
+        if run.rank != 0:
+            return
         values = {metrics.TEST_TOP1: run.evaluation.top1}
         if run.evaluation.loss is not None:
             values[metrics.TEST_LOSS] = run.evaluation.loss

@@ -13,11 +13,18 @@ from resforge import metrics
 from resforge.metrics import TrainPoint
 from trainer.classifier import Classifier
 from trainer.errors import NonFiniteLoss
+from trainer.gpu import GpuReadings
+from trainer.phases import Phases
 from trainer.run import Run
+
+WORKERS_EVERY_S = 1.0  # Ray's agent hands metrics on every ten seconds
 
 
 class Telemetry(Callback):
     """Keeps the run's step, and every `log_every_steps` and at the last step reports means over the steps between.
+
+    Rank 0 speaks for the job. Each rank tells its own pace, where its time went and how its GPU is, with the report,
+    when the device has caught up in any case, and not more than once a second.
 
     A loss that is not finite is noticed here, by all ranks alike since the sums are reduced first, and before the
     checkpoint of the same step would be written.
@@ -28,16 +35,25 @@ class Telemetry(Callback):
         self.every = run.job.spec.training.log_every_steps
         self.grad_norm: float | None = None
         self.began = self.ended = time.perf_counter()
-        self.waited = self.worked = 0.0
+        self.waited = self.worked = self.aside = 0.0
         self.steps = 0
+        self.gpu = GpuReadings(run.device)
+        self.told = float("-inf")
 
     def on_train_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         self.started, self.first_step = time.monotonic(), self.run.step
+        self.run.phases, self.seen_aside = Phases(), 0.0
         self.ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Classifier, batch: object, batch_idx: int) -> None:
         self.began = time.perf_counter()
-        self.waited += self.began - self.ended
+        phases = self.run.phases
+        aside = phases.aside - self.seen_aside
+        waited = max(0.0, self.began - self.ended - aside)
+        self.seen_aside += aside
+        self.aside += aside
+        self.waited += waited
+        phases.waited(waited)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: Classifier, optimizer: torch.optim.Optimizer
@@ -67,7 +83,7 @@ class Telemetry(Callback):
         module.sums.zero_()
         if not math.isfinite(loss):
             raise NonFiniteLoss(step=run.step, lr=module.last_lr)
-        seconds = self.waited + self.worked
+        seconds = self.waited + self.aside + self.worked
         eta = (run.total_steps - run.step) * (time.monotonic() - self.started) / max(1, run.step - self.first_step)
         point = TrainPoint(
             at=datetime.now(UTC),
@@ -84,7 +100,8 @@ class Telemetry(Callback):
             data_wait_s=self.waited / self.steps,
             eta_s=eta,
         )
-        self.waited = self.worked = 0.0
+        self._tell_worker(images / run.workers / seconds)
+        self.waited = self.worked = self.aside = 0.0
         self.steps = 0
         if run.rank == 0:
             run.record(point)
@@ -104,3 +121,12 @@ class Telemetry(Callback):
                     metrics.ETA_SECONDS: point.eta_s,
                 }
             )
+
+    def _tell_worker(self, images_per_second: float) -> None:
+        run, now = self.run, time.monotonic()
+        if now - self.told < WORKERS_EVERY_S:
+            return
+        self.told = now
+        run.export({metrics.WORKER_IMAGES_PER_SECOND: images_per_second, **self.gpu.read()})
+        for phase, seconds in run.phases.seconds().items():
+            run.export({metrics.WORKER_SECONDS: seconds}, phase=phase)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from resforge import recipes
@@ -161,16 +162,21 @@ def serve(
 ) -> Iterator[Api]:
     """A real API in a thread of this process, until the block ends."""
     objects = objects or s3.store(attempts=1)
-    port = free_port()
     options = {"poll_s": POLL_S, **(app_options or {})}
-    server = Server(
-        create_app(settings_for(s3, **settings), store=store, objects=objects, **options), host="127.0.0.1", port=port
-    )
+    with serve_app(create_app(settings_for(s3, **settings), store=store, objects=objects, **options)) as (server, url):
+        yield Api(url, store.create_key(PROJECT)[1], store, objects, server)
+
+
+@contextmanager
+def serve_app(app: FastAPI) -> Iterator[tuple[Server, str]]:
+    """An app in a thread of this process on a free port, and its URL."""
+    port = free_port()
+    server = Server(app, host="127.0.0.1", port=port)
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
     try:
         wait_for(lambda: server.started or not thread.is_alive(), "the API's start")
-        yield Api(f"http://127.0.0.1:{port}", store.create_key(PROJECT)[1], store, objects, server)
+        yield server, f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(30)

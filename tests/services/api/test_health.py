@@ -9,13 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
+import resforge
 from resforge.jobs import JobState
-from resforge.metrics import SERVICE_METRICS
+from resforge.metrics import API_METRICS
+from services.api.app import create_app
 from services.api.routes import health
 from services.store import connect
+from services.store.builtin import BUILTIN
 from services.store.store import JobStore
 from tests.s3 import S3Server, start_s3
-from tests.services.api.harness import Api, serve
+from tests.services.api.harness import PROJECT, SPEC, Api, serve, serve_app, settings_for
+from tests.services.exposition import check_exposition
 
 pytestmark = pytest.mark.stack
 
@@ -133,28 +137,37 @@ def test_a_part_that_hangs_is_not_ready(sqlite_store: JobStore, s3: S3Server, mo
         assert httpx.get(f"{api.url}/healthz").status_code == 200
 
 
-def test_every_service_metric_is_there_and_no_other(fresh_api: Api) -> None:
-    tick(fresh_api.store)
-    job = fresh_api.submit()
-    fresh_api.to(fresh_api.submit(), JobState.CANCELLED)
-    with fresh_api.http() as http:
+def test_every_metric_of_the_api_is_there_and_no_other(sqlite_url: str, s3: S3Server) -> None:
+    engine = connect(sqlite_url)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    store = JobStore(engine, clock=lambda: hour_ago)
+    store.create_project(PROJECT)
+    key = store.create_key(PROJECT)[1]
+    tick(store)
+    job = store.submit(PROJECT, SPEC, BUILTIN[0])[0]
+    app = create_app(settings_for(s3, database_url=sqlite_url))
+    with (
+        serve_app(app) as (_, url),
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as http,
+    ):
         http.get(f"/v1/jobs/{job.id}")
         http.get("/v1/recipes/digits/resnet-20")
         http.get("/wp-login.php")
         http.request("PROPFIND", "/v1/jobs")
+        http.get("/readyz")
         answer = http.get("/metrics")
+    engine.dispose()
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.text
-    declared = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
-    assert declared == {metric.name: metric.kind for metric in SERVICE_METRICS}
-    helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.M))
-    assert helps == {metric.name: metric.help for metric in SERVICE_METRICS}
-    for metric in SERVICE_METRICS:
-        rows = re.findall(rf"^{metric.name}(?:_count)?(?:\{{(.*)\}})? ", text, re.M)
-        assert rows, metric.name
-        assert {tuple(re.findall(r'(\w+)="', row)) for row in rows} == {metric.labels}
+    check_exposition(text, API_METRICS)
     counts = dict(re.findall(r'^resforge_jobs\{state="(\w+)"\} (\S+)$', text, re.M))
-    assert counts == {state: {"QUEUED": "1.0", "CANCELLED": "1.0"}.get(state, "0.0") for state in JobState}
+    assert counts == {state: "1.0" if state == "QUEUED" else "0.0" for state in JobState}
+    oldest = re.search(r"^resforge_queue_oldest_seconds (\S+)$", text, re.M)
+    assert oldest is not None
+    assert 3600 <= float(oldest[1]) < 3700
+    assert re.search(r'^resforge_s3_seconds_count\{operation="check",outcome="ok"\} 1.0$', text, re.M)
+    assert re.search(r'^resforge_database_seconds_count\{kind="read",outcome="ok"\} [1-9]', text, re.M)
+    assert f'resforge_build_info{{component="api",version="{resforge.__version__}"}} 1.0' in text
     requests = re.findall(
         r'^resforge_http_requests_total\{method="(.+?)",route="(.+?)",status="(.+?)"\} 1.0$', text, re.M
     )
@@ -162,5 +175,10 @@ def test_every_service_metric_is_there_and_no_other(fresh_api: Api) -> None:
         ("GET", "/v1/jobs/{job_id}", "200"),
         ("GET", "/v1/recipes/{name:path}", "200"),
         ("GET", "unmatched", "404"),
+        ("GET", "/readyz", "503"),
         ("other", "/v1/jobs", "405"),
     }
+
+
+def test_nobody_waits(fresh_api: Api) -> None:
+    assert "\nresforge_queue_oldest_seconds 0.0\n" in httpx.get(f"{fresh_api.url}/metrics").text

@@ -28,16 +28,20 @@ def objects(s3_server: S3Server) -> ObjectStore:
 
 
 @pytest.fixture
+def engine_of_stage(sqlite_url: str, connected: Callable[[str], Engine]) -> Engine:
+    return connected(sqlite_url)
+
+
+@pytest.fixture
 def stage(
-    sqlite_url: str,
-    connected: Callable[[str], Engine],
+    engine_of_stage: Engine,
     objects: ObjectStore,
     project: str,
     spec: TrainSpec,
     digits: DatasetInfo,
 ) -> Iterator[Stage]:
     """A real SQLite and a real S3, with a launcher in memory."""
-    store = JobStore(connected(sqlite_url))
+    store = JobStore(engine_of_stage)
     store.create_project(project)
     stage = Stage(store, objects, MemoryLauncher(), project, spec, digits)
     yield stage

@@ -11,6 +11,7 @@ from resforge.s3 import ObjectStore
 from resforge.spec import RetrySpec, ScalingSpec, TrainSpec
 from resforge.storage import AttemptPrefix, Document, Heartbeat, JobPrefix, Result, Stream
 from services.controller.loop import Controller
+from services.controller.metrics import ControllerMetrics
 from services.launchers.base import Launcher, LaunchRequest
 from services.launchers.memory import MemoryLauncher
 from services.settings import Settings
@@ -94,6 +95,7 @@ class Stage:
         store: JobStore | None = None,
         objects: ObjectStore | None = None,
         launcher: Launcher | None = None,
+        metrics: ControllerMetrics | None = None,
         **settings: Any,
     ) -> Controller:
         made = Controller(
@@ -103,6 +105,7 @@ class Stage:
             self.settings(**settings),
             clock=self.clock,
             holder=holder,
+            metrics=metrics,
         )
         self.controllers.append(made)
         return made

@@ -17,7 +17,7 @@ from resforge.spec import TrainSpec
 from services.controller.leadership import LEASE
 from services.store import connect
 from services.store.store import JobStore
-from tests.s3 import S3Server
+from tests.s3 import S3Server, free_port
 
 pytestmark = pytest.mark.stack
 
@@ -31,6 +31,7 @@ def controller(database_url: str, s3: S3Server, ray_dashboard: str, log: Path) -
         "RESFORGE_S3_BUCKET": s3.bucket,
         "RESFORGE_S3_ENDPOINT": s3.endpoint,
         "RESFORGE_RAY_DASHBOARD": ray_dashboard,
+        "RESFORGE_METRICS_PORT": str(free_port()),
         "RESFORGE_TICK_S": "0.05",
         "RESFORGE_LEASE_S": "60",
     }

@@ -65,7 +65,7 @@ def test_it_comes_up_with_every_part_ready(stack: EmbeddedStack) -> None:
     }
     assert set(stack.connection) >= {
         "url", "api_key", "s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key", "ray_dashboard", "ray_metrics",
-        "pid",
+        "controller_metrics", "pid",
     }  # fmt: skip
     with stack.client() as client:
         assert {item.name for item in client.datasets()} >= {"digits", "synthetic"}

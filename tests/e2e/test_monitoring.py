@@ -1,0 +1,116 @@
+"""What a real Prometheus has of the real stack while a job trains: every panel shows something, every alert can fire.
+
+Panels of GPUs can't: the stack trains on CPUs, where trainer/gpu.py reads nothing. They are held to be empty here, and
+their metrics' names to be those that trainer/gpu.py sets.
+"""
+
+import time
+
+import pytest
+
+from resforge import metrics
+from resforge.client import Client
+from tests.deploy.promql import Query, names, queries, rules
+from tests.e2e.conftest import MainJob
+from tests.e2e.following import SMALL, driver
+from tests.embedded import EmbeddedStack
+from tests.prometheus import PrometheusServer
+from tests.services.local.waiting import until
+
+pytestmark = pytest.mark.stack
+
+GPU_ONLY = {name for metric in metrics.GPU_METRICS for name in metrics.series_names(metric)}
+SHOWN = list(queries())
+
+
+@pytest.fixture
+def prometheus(scraping: PrometheusServer | None) -> PrometheusServer:
+    if scraping is None:
+        pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+    return scraping
+
+
+@pytest.fixture(scope="module")
+def after_a_failure(stack: EmbeddedStack, scraping: PrometheusServer | None, main_job: MainJob) -> float:
+    """A time at which Prometheus knows of the main job's end, and of a job that failed since its driver was killed."""
+    assert scraping is not None
+    with stack.client() as client:
+        failed = 'resforge_jobs_ended_total{state="FAILED", reason="DriverLost"}'
+        before = float(scraping.query(failed)[0]["value"][1])
+        job = client.submit({**SMALL, "retry": {"infrastructure": 0}})
+        driver(stack, job.id).kill()
+        assert client.wait(job.id, 120).state == "FAILED"
+    until(
+        lambda: (
+            [s for s in scraping.query(f"increase({failed}[1h])") if float(s["value"][1]) > 0]
+            and float(scraping.query(failed)[0]["value"][1]) > before
+        ),
+        what="the failure in Prometheus",
+    )
+    return time.time()
+
+
+def test_everything_is_scraped(prometheus: PrometheusServer, main_job: MainJob) -> None:
+    up = {sample["metric"]["job"]: sample["value"][1] for sample in prometheus.query("up")}
+    assert up == {"resforge-api": "1", "resforge-controller": "1", "resforge-ray": "1"}
+
+
+def test_every_metric_that_is_defined_was_scraped(prometheus: PrometheusServer, after_a_failure: float) -> None:
+    defined = {name for metric in metrics.METRICS for name in metrics.series_names(metric)}
+    scraped = {name for name in prometheus.names() if name.startswith(("resforge_", "ray_resforge_"))}
+    assert defined - scraped == GPU_ONLY
+    assert scraped - defined == set()
+
+
+@pytest.mark.parametrize("query", [query for query in SHOWN if not names(query.expr) & GPU_ONLY], ids=str)
+def test_every_panel_shows_data(
+    query: Query, prometheus: PrometheusServer, main_job: MainJob, after_a_failure: float
+) -> None:
+    assert main_job.during is not None
+    expr = filled_in(query.expr, main_job.job.id)
+    assert prometheus.query(expr, main_job.during) or prometheus.query(expr, after_a_failure), expr
+
+
+@pytest.mark.parametrize("query", [query for query in SHOWN if names(query.expr) & GPU_ONLY], ids=str)
+def test_panels_of_gpus_are_empty_on_cpus(query: Query, prometheus: PrometheusServer, main_job: MainJob) -> None:
+    assert prometheus.query(filled_in(query.expr, main_job.job.id), main_job.during) == []
+
+
+def test_a_person_finds_the_job_by_its_project(client: Client, prometheus: PrometheusServer, main_job: MainJob) -> None:
+    job = main_job.job
+    [info] = prometheus.query(f'ray_resforge_job_info{{job_id="{job.id}"}}', main_job.during)
+    told = {label: info["metric"][label] for label in ("project", "model", "dataset", "attempt")}
+    assert told == {"project": job.project, "model": "cifar/resnet-20", "dataset": "digits", "attempt": "1"}
+
+
+def test_each_worker_tells_its_pace_and_where_its_time_went(prometheus: PrometheusServer, main_job: MainJob) -> None:
+    own = f'{{job_id="{main_job.job.id}"}}'
+    paces = prometheus.query(f"ray_resforge_worker_images_per_second{own}", main_job.during)
+    assert {sample["metric"]["rank"] for sample in paces} == {"0", "1"}
+    assert all(float(sample["value"][1]) > 0 for sample in paces)
+    spent = prometheus.query(f'ray_resforge_worker_seconds{{job_id="{main_job.job.id}", rank="0"}}', main_job.during)
+    seconds = {sample["metric"]["phase"]: float(sample["value"][1]) for sample in spent}
+    assert set(seconds) == set(metrics.PHASES)
+    assert all(seconds[phase] > 0 for phase in ("compute", "evaluation", "checkpoint"))
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_every_rule_can_be_evaluated(
+    rule: dict[str, str], prometheus: PrometheusServer, main_job: MainJob, after_a_failure: float
+) -> None:
+    name = rule.get("alert") or rule["record"]
+    until(lambda: prometheus.rule_health()[name][0] != "unknown", what=f"the evaluation of {name}")
+    assert prometheus.rule_health()[name] == ("ok", "")
+    prometheus.query(rule["expr"], main_job.during)
+    assert names(rule["expr"]) - prometheus.names() <= GPU_ONLY
+    if "record" in rule and not names(rule["expr"]) & GPU_ONLY:
+        assert any(prometheus.query(rule["record"], at) for at in (main_job.during, after_a_failure))
+
+
+def filled_in(expr: str, job_id: str) -> str:
+    """The query as Grafana sends it, of the main job."""
+    values = {"$__rate_interval": "1m", "$__range": "1h", "$job": job_id, "$attempt": ".*"}
+    for name, value in values.items():
+        expr = expr.replace(name, value)
+    assert "$" not in expr
+    return expr
