@@ -64,7 +64,7 @@ SCRAPED = (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.
 def main_job(stack: EmbeddedStack, scraping: real.PrometheusServer | None) -> MainJob:
     with stack.client() as client:
         job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "labels": {"test": "main"}})
-        reach(client, job.id, 20)
+        reach(client, job.id, 20, within_s=300)
 
         def scrape() -> str | None:
             text = httpx.get(stack.connection["ray_metrics"], trust_env=False).text

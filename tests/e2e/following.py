@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def reach(client: Client, job_id: str, step: int, *, attempt: int = 1) -> Job:
+def reach(client: Client, job_id: str, step: int, *, attempt: int = 1, within_s: float = 150) -> Job:
     """The job once that attempt of it has reported `step` optimiser steps, while it still runs."""
 
     def there() -> Job | None:
@@ -30,7 +30,7 @@ def reach(client: Client, job_id: str, step: int, *, attempt: int = 1) -> Job:
         progress = job.progress
         return job if progress and progress.attempt >= attempt and progress.step >= step else None
 
-    return until(there, within_s=150, what=f"step {step} of {job_id}")
+    return until(there, within_s=within_s, what=f"step {step} of {job_id}")
 
 
 def final_weights(client: Client, job_id: str) -> str:

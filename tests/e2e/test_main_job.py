@@ -16,7 +16,8 @@ from resforge.resources import EvalEntry, TrainEntry
 from tests.e2e.conftest import MainJob, sample
 from tests.embedded import EmbeddedStack
 
-pytestmark = pytest.mark.stack
+# The first test to ask waits for the stack and for the job.
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

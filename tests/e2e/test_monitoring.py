@@ -17,7 +17,8 @@ from tests.embedded import EmbeddedStack
 from tests.prometheus import PrometheusServer
 from tests.services.local.waiting import until
 
-pytestmark = pytest.mark.stack
+# The first test to ask waits for the stack and for the job.
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 GPU_ONLY = {name for metric in metrics.GPU_METRICS for name in metrics.series_names(metric)}
 SHOWN = list(queries())
