@@ -157,6 +157,12 @@ def first_step_after(record: JobRecord, change: Change) -> float | None:
     return max(0.0, seconds)
 
 
+def all_nodes(launcher: Launcher) -> list[Node] | None:
+    """The machines of all pools that tell theirs; None if none does, since others queue for them."""
+    told = [nodes for pool in launcher.pools() if (nodes := launcher.nodes(pool)) is not None]
+    return [node for nodes in told for node in nodes] if told else None
+
+
 def watch_capacity(
     nodes: Callable[[], Iterable[Node] | None],
     metrics: ControllerMetrics,

@@ -97,6 +97,10 @@ class Launcher(Protocol):
         """The pool in which a job runs that names this one, or none; always the same where there are no pools."""
         return ""
 
+    def pools(self) -> list[str]:
+        """The names of all pools, as `nodes` takes them."""
+        return [""]
+
     def nodes(self, pool: str = "") -> list[Node] | None:
         """The machines of a pool that are there now; None if gangs are queued elsewhere, and any may be submitted.
 

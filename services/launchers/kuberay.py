@@ -72,6 +72,9 @@ class KubeRay(Launcher):
     def pool_of(self, name: str | None) -> str:
         return self._pools.pools[0].name if name is None else name
 
+    def pools(self) -> list[str]:
+        return [pool.name for pool in self._pools.pools]
+
     def nodes(self, pool: str = "") -> list[Node] | None:
         """A pool without a queue as if all its nodes were there, for autoscaling may bring them; a queue's is Kueue's.
 
