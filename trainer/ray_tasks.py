@@ -22,7 +22,7 @@ def over_ray(scaling: ScalingSpec) -> Iterator[Spread]:
     remote = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)(_apply)
     threads = max(1, int(scaling.cpus_per_worker))
 
-    def spread(function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]:
+    def spread(function: Piece, items: Iterable[Any]) -> Iterator[Any]:
         stored = ray.put(function)
         waiting: deque[Any] = deque()
         for item in items:
@@ -38,7 +38,7 @@ def over_ray(scaling: ScalingSpec) -> Iterator[Spread]:
         ray.shutdown()
 
 
-def _apply(function: Piece[Any], item: Any, threads: int) -> Any:
+def _apply(function: Piece, item: Any, threads: int) -> Any:
     import torch
 
     torch.set_num_threads(threads)

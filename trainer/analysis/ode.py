@@ -28,8 +28,8 @@ UNITS = {
     "error": "top-1 error with steps of this size, 0 to 1",
     "loss": "mean cross-entropy with steps of this size, in nats",
     "logits_change": "2-norm of the logits less those of the network itself, divided by the 2-norm of the latter",
-    "residual_to_input": "for each block that keeps its shape, 2-norm of F(x), with its constant factors, divided by that "
-    "of x, mean over images",
+    "residual_to_input": "for each block that keeps its shape, 2-norm of F(x), with its constant factors, divided by "
+    "that of x, mean over images",
 }
 
 

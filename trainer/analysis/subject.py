@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from resforge.spec import ModelSpec
 from resforge.storage import Manifest
 from trainer.data.sets import ImageSet
 from trainer.data.transforms import Normalisation
-
-R = TypeVar("R", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,10 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
-class Piece(Protocol[R]):
+class Piece(Protocol):
     """What is done to an item, on a device; None: the subject's own."""
 
-    def __call__(self, item: Any, /, *, device: torch.device | None = None) -> R: ...
+    def __call__(self, item: Any, /, *, device: torch.device | None = None) -> Any: ...
 
 
 class Spread(Protocol):
@@ -85,9 +83,9 @@ class Spread(Protocol):
     one of a module, bound by functools.partial. A worker tells it the device that it has.
     """
 
-    def __call__(self, function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]: ...
+    def __call__(self, function: Piece, items: Iterable[Any]) -> Iterator[Any]: ...
 
 
-def here(function: Piece[Any], items: Iterable[Any]) -> Iterator[Any]:
+def here(function: Piece, items: Iterable[Any]) -> Iterator[Any]:
     """A Spread over this process alone."""
     return map(function, items)
