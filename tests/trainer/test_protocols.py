@@ -29,7 +29,7 @@ from trainer.sources import Trained
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.stack  # half a minute of training and drawing
+pytestmark = pytest.mark.stack  # some seconds of training, and of resizing images by the hundred
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,17 @@ def test_multi_scale_shows_the_whole_image_at_each_scale(photographs: FolderSet)
     assert min(min(view.shape[2:]) for view in seen) == 28
 
 
-def test_default_scales_are_the_papers_in_proportion(subject: Subject) -> None:
-    assert run([source_of(subject)], subject.images, views="multi-scale").totals.images == 120
+def test_default_scales_are_the_papers_in_proportion(photographs: FolderSet, subject: Subject) -> None:
+    """224, 256, 384, 480 and 640 are for inputs of 224 pixels; these networks' have 28 and 8."""
+    source, seen = photographed()
+    run([source], photographs, views="multi-scale")
+    assert {min(view.shape[2:]) for view in seen} == {28, 32, 48, 60, 80}
+    shapes: list[torch.Size] = []
+    network = copy.deepcopy(subject.network)
+    network.register_forward_pre_hook(lambda _module, inputs: shapes.append(inputs[0].shape[2:]))
+    found = run([source_of(subject, network)], subject.images, views="multi-scale")
+    assert set(shapes) == {torch.Size([side, side]) for side in (8, 9, 14, 17, 23)}
+    assert found.totals.images == 120
 
 
 def test_batch_norm_takes_the_statistics_of_the_images(subject: Subject) -> None:

@@ -10,7 +10,7 @@ from trainer.models import build
 from trainer.models.grow import grow
 from trainer.models.residual import ResNet
 
-pytestmark = pytest.mark.stack  # half a minute of training and drawing
+pytestmark = pytest.mark.stack  # some seconds of building and training networks, a dozen of them
 
 
 def trained(shortcut: str, depth: int, seed: int, family: str = "cifar") -> tuple[ResNet, torch.Tensor]:
