@@ -203,7 +203,8 @@ def test_the_trainer_image_builds_and_trains() -> None:
         "n(torch.zeros(2, 3, 32, 32)).sum().backward(); print(os.getuid(), ray.__version__)"
     )
     assert run(image, "python", "-c", script).split() == ["1000", "2.60.0"]
-    assert "wget" in run(image, "sh", "-c", "command -v bash wget ray")
+    found = run(image, "bash", "-c", "type -P bash wget ray").split()
+    assert [Path(path).name for path in found] == ["bash", "wget", "ray"]
 
 
 @pytest.mark.images
