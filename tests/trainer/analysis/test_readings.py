@@ -24,6 +24,7 @@ from trainer.analysis.common import first_batch, measure
 from trainer.analysis.lesions import kendall_tau, reordered
 from trainer.analysis.paths import gradient_along
 from trainer.analysis.subject import Outcome, Subject, here
+from trainer.data.transforms import Normalisation
 from trainer.errors import Unreadable
 from trainer.models import ResNet
 
@@ -356,29 +357,31 @@ def test_a_landscape_travels_to_other_processes(residual: Subject, taken: Callab
     assert take(residual, "landscape", spread=elsewhere).values == taken("landscape").values
 
 
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
 def test_a_worker_computes_a_landscape_on_its_own_device(residual: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the device of the process that spreads it, and nothing that travels lies on that."""
+    moved: list[str] = []
     seen: list[set[str]] = []
 
+    class Noted(Normalisation):
+        def to(self, device: torch.device | str) -> "Noted":
+            moved.append(str(device))
+            return super().to(device)
+
     def note(network: nn.Module, subject: Subject) -> tuple[float, float]:
-        mean: torch.Tensor = subject.normalise.__self__.mean  # type: ignore[attr-defined]
-        seen.append({subject.device.type, mean.device.type, *(p.device.type for p in network.parameters())})
+        seen.append({subject.device.type, *(parameter.device.type for parameter in network.parameters())})
         return 1.0, 0.5
 
     def elsewhere(function: Any, items: Iterable[Any]) -> Iterator[Any]:
-        travelling = function.args[0]
-        assert (travelling.device.type, travelling.normalise.__self__.mean.device.type) == ("cpu", "cpu")
-        assert {tensor.device.type for tensor in function.args[1].values()} == {"cpu"}
-        return (function(item, device=torch.device("cpu")) for item in items)
+        assert (function.args[0].device.type, moved) == ("cpu", ["cpu"])
+        return (function(item, device=torch.device("meta")) for item in items)
 
     monkeypatch.setattr(landscape, "measure", note)
-    driven = replace(residual, network=copy.deepcopy(residual.network)).to(torch.device("meta"))
-    monkeypatch.setattr(landscape, "must_be_finite", lambda _network: None)
-    # A tensor of the meta device can't be copied from; the weights are of no importance here.
-    monkeypatch.setattr(driven.network, "state_dict", residual.network.state_dict)
-    reading = READING.validate_python({"name": "landscape", "points": 3})
-    read(reading, driven, progress=lambda _done, _total: None, spread=elsewhere)
-    assert seen == [{"meta"}] + [{"cpu"}] * 9
+    normalisation: Normalisation = residual.normalise.__self__  # type: ignore[attr-defined]
+    noted = Noted(normalisation.mean, normalisation.std)
+    take(replace(residual, normalise=noted.normalise, device=torch.device("cuda")), "landscape", spread=elsewhere)
+    assert moved == ["cpu", *["meta"] * 3]
+    assert seen == [{"cuda", "cpu"}, *[{"meta"}] * 9]  # the network's own loss, and three rows of three
 
 
 def test_a_landscapes_colours_and_levels_are_of_one_scale(residual: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def test_a_function_is_stored_once_for_all_items(monkeypatch: pytest.MonkeyPatch
             pickled.append(None)
             return partial, (told,)
 
-    with ray_tasks.over_ray(ScalingSpec(workers=2)) as spread:
+    with ray_tasks.over_ray(ScalingSpec(workers=1)) as spread:
         assert list(spread(Heavy(), [5, 3, 4, 1])) == [(5, "cpu"), (3, "cpu"), (4, "cpu"), (1, "cpu")]  # type: ignore[arg-type]
     assert len(pickled) == 1
 
