@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.kube.schemas import rayjob_problems
+from tests.kube.schemas import CRDS, crd_schema, rayjob_problems
 
 Object = dict[str, Any]
 ROLE = Path(__file__).with_name("role.yaml")
@@ -78,6 +78,8 @@ class KubeApi:
     faults: list[Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if CRDS:  # read now, which takes seconds, and not while somebody waits for an answer
+            crd_schema("ray.io_rayjobs.yaml", "v1")
         self.objects: dict[str, dict[str, Object]] = {plural: {} for plural in KINDS}
         self.changed = threading.Condition()
         self.down = False
@@ -124,6 +126,7 @@ class KubeApi:
         """Forget all history, as etcd's compaction does."""
         with self.changed:
             self._log.clear()
+            self._version += 1  # so that every watch is behind
             self._forgotten = self._version
             self.changed.notify_all()
 

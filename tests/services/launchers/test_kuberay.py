@@ -50,8 +50,9 @@ def test_the_life_of_an_attempt(stage: KubeStage) -> None:
 def test_an_attempt_is_submitted_once(stage: KubeStage) -> None:
     for _ in range(3):
         stage.launcher.submit(request())
-    stage.phase("running")
+    stage.until(lambda seen: seen.phase == "running" and stage.cluster.drivers)
     stage.launcher.submit(request())
+    stage.cluster.settle()
     assert stage.api.names("rayjobs") == [NAME]
     assert stage.cluster.drivers == [NAME]
 
@@ -242,7 +243,8 @@ def test_a_submission_whose_answer_is_lost_counts_as_made(stage: KubeStage, code
     stage.api.fail(verb="create", code=code, after=True)
     stage.launcher.submit(request())
     assert stage.api.names("rayjobs") == [NAME]
-    stage.phase("running")
+    stage.until(lambda seen: seen.phase == "running" and stage.cluster.drivers)
+    stage.cluster.settle()
     assert stage.cluster.drivers == [NAME]
 
 
