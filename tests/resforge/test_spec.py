@@ -390,3 +390,11 @@ def test_the_contract_imports_nothing_heavy(module: str) -> None:
         "httpx",
     }
     assert not imported & heavy
+
+
+def test_a_landscape_has_the_network_in_its_middle() -> None:
+    document = {"kind": "analyse", "checkpoint": {"job": "job-aaaaaaaaaaaa"}}
+    even, odd = ({**document, "reading": {"name": "landscape", "points": points}} for points in (4, 5))
+    with pytest.raises(ValidationError, match="an odd number, so that the network itself is in the middle"):
+        parse_job(even)
+    assert parse_job(odd).kind == "analyse"
