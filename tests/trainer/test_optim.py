@@ -8,6 +8,7 @@ from resforge import recipes
 from resforge.spec import ModelSpec, OptimSpec
 from trainer.models import build
 from trainer.optim import build_optimizer, learning_rate
+from trainer.schedule import ScheduleState
 
 
 def _optim(**schedule: object) -> OptimSpec:
@@ -22,10 +23,12 @@ def test_the_papers_cifar_schedule(step: int, rate: float) -> None:
     assert learning_rate(optim, step, 64_000) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.01), (399, 0.01), (400, 0.1)])
-def test_110_layers_begin_at_a_tenth(step: int, rate: float) -> None:
+@pytest.mark.parametrize(
+    ("step", "warm_at", "rate"), [(0, None, 0.01), (5000, None, 0.01), (399, 400, 0.01), (400, 400, 0.1)]
+)
+def test_110_layers_begin_at_a_tenth_until_the_error_falls(step: int, warm_at: int | None, rate: float) -> None:
     optim = recipes.get("cifar10/resnet-110").spec.optim
-    assert learning_rate(optim, step, 64_000) == pytest.approx(rate)
+    assert learning_rate(optim, step, 64_000, ScheduleState(warm_at=warm_at)) == pytest.approx(rate)
 
 
 def test_a_ramp_reaches_the_full_rate_and_a_cosine_falls_to_nothing() -> None:
