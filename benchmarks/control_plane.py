@@ -264,8 +264,8 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         "",
         f"`python benchmarks/control_plane.py --sizes {' '.join(map(str, arguments.sizes))} {asked}`",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs ({platform.machine()}), load {os.getloadavg()[1]:.1f} of",
-        f"other work as well, {versions}.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs ({platform.machine()}), {versions}.",
+        f"Other work ran beside it: the load was {os.getloadavg()[1]:.1f} at the end, so the CPU time says more.",
         "",
         f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster. In each tick",
         f"{SHARE_ENDS:.1%} of the running jobs end and {SHARE_LOST:.1%} lose the node of their head. Object storage is",
@@ -296,6 +296,9 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
     largest = all_found[-1]
     calls = ", ".join(f"{name} {count:.1f}" for name, count in largest.by_call.items())
     lines += [
+        "",
+        f"A running job costs {largest.queries / largest.running:.1f} queries a tick, in one transaction: its driver",
+        "has given a sign of life. One that waits costs a row with its version, unless it has changed.",
         "",
         f"API calls of a tick at {largest.waiting:,} waiting jobs: {calls}.",
         "Observing asks nothing: watches keep a copy. After the last tick every lost attempt had been followed by",

@@ -141,7 +141,6 @@ class Controller:
         holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._leadership = Leadership(store, holder, settings.lease_s)
         self._epoch: int | None = None
-        self._known: dict[str, JobRecord] = {}
         self._watch = Watch(gap_s=settings.lease_s)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="look")
 
@@ -185,8 +184,7 @@ class Controller:
         if not self._lead():
             return False
         try:
-            records = self._store.live_jobs(self._known)
-            self._known = {record.job.id: record for record in records}
+            records = self._store.live_jobs()
             self._metrics.live(records)
             observed = self._look(records)
             for record in records:

@@ -3,10 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import Engine, Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from resforge.jobs import ATTEMPT_TRANSITIONS, JOB_TRANSITIONS, TERMINAL, Attempt, AttemptState, JobState, Reason
@@ -33,6 +32,10 @@ S = TypeVar("S", bound=StrEnum)
 
 class ControlStore(StoreBase):
     """Leases, and what their holder does with live jobs."""
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        super().__init__(engine, **options)
+        self._live: dict[str, JobRecord] = {}
 
     def acquire_lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
         """Take the lease when it is free or has expired, or renew one's own; None while another holds it.
@@ -71,12 +74,13 @@ class ControlStore(StoreBase):
             if session.scalar(done.returning(LeaseRow.epoch)) is None:
                 raise _fenced(lease)
 
-    def live_jobs(self, known: Mapping[str, JobRecord] = MappingProxyType({})) -> list[JobRecord]:
+    def live_jobs(self) -> list[JobRecord]:
         """Every job that has not ended, oldest first, each with its newest attempt.
 
-        A job of which `known` has the current version is taken from there: to read and parse thousands that have not
-        changed would take most of a tick.
+        A job whose version is that of the last call is not read again: to parse thousands that have not changed would
+        take most of a tick. Every write that a job or its attempts see moves its version.
         """
+        known = self._live
         live = JobRow.state.in_(LIVE)
         order = (JobRow.created_at, JobRow.id)
         with self._read() as session:
@@ -88,11 +92,12 @@ class ControlStore(StoreBase):
             fresh = {row.id: _record_of(row, attempt) for row, attempt in session.execute(query)} if changed else {}
         # One that has ended between the two queries is in neither.
         found = ((job, fresh.get(job) or known.get(job), version) for job, version in versions)
-        return [
-            record
+        self._live = {
+            job: record
             for job, record, version in found
             if record is not None and (job in fresh or record.version == version)
-        ]
+        }
+        return list(self._live.values())
 
     def states(self, jobs: Collection[str]) -> dict[str, JobState]:
         """The states of those of these jobs that exist."""
