@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
 help:
 	@echo "make demo   train ResNet-20 on handwritten digits through the whole service"
-	@echo "make check  style, types, architecture and the quick tests; under a minute"
+	@echo "make check  style, types, architecture and the quick tests; some minutes"
 	@echo "make test   all of that, and the tests on real servers"
 	@echo "make images build the container images with buildah"
 	@echo "make dashboards  build helm/resforge/dashboards anew, from what is measured"
