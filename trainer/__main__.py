@@ -72,22 +72,17 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         try:
             # Imported here, since either takes seconds, and the sign of life comes first.
             job = JobDocument.model_validate_json(store.get(prefix.spec))
-            if job.spec.kind == "train" and job.spec.scaling.workers == 1:
-                from trainer import single
-
-                result = single.drive(store, prefix, attempt, job, settings)
-            elif job.spec.kind == "train":
+            if job.spec.kind == "train" and job.spec.scaling.workers > 1:
                 # Ray Train looks after its workers every two seconds by default, which a short job would wait for.
                 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
                 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+                # One more process that tells workers of nodes that are drained; ours don't ask it.
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
                 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
                 from trainer.driver import drive
-
-                result = drive(store, prefix, attempt, job, settings)
             else:
-                from trainer.tasks import perform
-
-                result = perform(store, prefix, job, attempt, settings, shipper)
+                from trainer.single import drive
+            result = drive(store, prefix, attempt, job, settings)
         except Exception:
             logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
         logging.shutdown()

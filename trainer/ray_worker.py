@@ -5,14 +5,9 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
-import ray.train
-import ray.train.torch
-from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
 from resforge.s3 import ObjectStore
 from resforge.storage import JobPrefix
-from trainer.ray_metrics import Gauges
-from trainer.worker import Place, run
+from trainer.lean import import_lightning
 
 
 class WorkerConfig(TypedDict):
@@ -26,7 +21,14 @@ class WorkerConfig(TypedDict):
 
 
 def train(config: WorkerConfig) -> None:
-    """Ray Train's training function."""
+    """Ray Train's training function. The driver imports this module too, and needs nothing of what a worker needs."""
+    import_lightning()
+    import ray.train.torch
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    from trainer.ray_metrics import Gauges
+    from trainer.worker import Place, run
+
     context = ray.train.get_context()
     rank = context.get_world_rank()
     logging.basicConfig(

@@ -16,11 +16,13 @@ class TrainerSettings:
         s3_endpoint: URL of the S3 server; None for AWS.
         scratch: a folder for what may be lost: Ray Train's own files and cached data.
         collective_timeout_s: a collective operation that takes longer is an error.
+        warm_s: how long the process that workers are forked from stays without work, in seconds; 0: there is none.
     """
 
     s3_endpoint: str | None = None
     scratch: Path = Path(tempfile.gettempdir()) / "resforge"
     collective_timeout_s: int = 600
+    warm_s: float = 0.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -28,4 +30,5 @@ class TrainerSettings:
         return cls(
             s3_endpoint=environment.get("RESFORGE_S3_ENDPOINT") or None,
             scratch=Path(environment.get("RESFORGE_SCRATCH") or cls.scratch),
+            warm_s=float(environment.get("RESFORGE_WARM_S") or cls.warm_s),
         )

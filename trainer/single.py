@@ -1,4 +1,5 @@
-"""A gang of one: its driver looks after a single worker process, and needs no Ray Train for that.
+"""Work for one process, a training or an evaluation or a reading: its driver looks after a single worker process, and
+needs no Ray Train for that.
 
 Ray schedules the driver with the worker's CPUs and GPU, and the worker inherits them. The driver imports neither torch
 nor Ray, so that one heavy start is left of the three that a gang takes (driver, Ray Train's controller, worker). A
@@ -6,8 +7,6 @@ worker that dies is replaced, as in a gang, up to `retry.worker_restarts` times.
 """
 
 import argparse
-import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +23,12 @@ from urllib.parse import urlsplit
 
 from resforge.jobs import Reason
 from resforge.metrics import Metric
-from resforge.s3 import ObjectStore
-from resforge.spec import TrainSpec
+from resforge.s3 import ObjectStore, StorageError
 from resforge.storage import JobDocument, JobPrefix, Result
+from trainer import warm
+from trainer.lean import import_lightning
 from trainer.settings import TrainerSettings
+from trainer.streams import Shipper
 
 if TYPE_CHECKING:
     from trainer.run import Export
@@ -35,21 +37,24 @@ logger = logging.getLogger(__name__)
 
 # Ray's metrics take seconds of a core to import, which a job of seconds can do without.
 EXPORT_AFTER_S = 15.0
+STORAGE_AWAY = 75  # the exit code by which a worker tells that object storage did not answer it
 
 
 def drive(
     store: ObjectStore, prefix: JobPrefix, attempt: int, job: JobDocument, settings: TrainerSettings
 ) -> Result | None:
-    """Run the attempt to its end, and say how it ended; None where another attempt has taken over meanwhile."""
-    assert isinstance(job.spec, TrainSpec)
+    """Run the attempt to its end, and say how it ended; None where another attempt has taken over meanwhile.
+
+    Raises:
+        StorageError: object storage did not answer the worker; another attempt may do better.
+    """
     keys = prefix.attempt(attempt)
     settings.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch, prefix=f"{job.job}-{attempt}-") as folder:
         told = Path(folder) / "failure"
         for restarts in range(job.spec.retry.worker_restarts + 1):
             told.unlink(missing_ok=True)
-            command = [sys.executable, "-m", "trainer.single", f"s3://{store.bucket}/{prefix.key.rstrip('/')}"]
-            code = subprocess.run([*command, str(attempt), str(told), str(os.getpid())], check=False).returncode
+            code = _run([f"s3://{store.bucket}/{prefix.key.rstrip('/')}", str(attempt), str(told)], job, settings)
             verdict = store.find(keys.verdict)
             if verdict is not None:
                 result = Result.model_validate_json(verdict)
@@ -59,6 +64,8 @@ def drive(
                 return None
             message = _why(code, told)
             logger.error("the worker has ended without a verdict, after %d restarts: %s", restarts, message)
+            if code == STORAGE_AWAY and restarts == job.spec.retry.worker_restarts:
+                raise StorageError(message)
             result = Result(
                 at=datetime.now(UTC), outcome="failed", reason=Reason.TRAINING_ERROR, message=f"rank 0: {message}"
             )
@@ -66,24 +73,42 @@ def drive(
     return result
 
 
-def _why(code: int, told: Path) -> str:
+def _run(arguments: list[str], job: JobDocument, settings: TrainerSettings) -> int | None:
+    """Run the worker to its end, warm where that is wanted and possible; its exit code, if that was seen."""
+    life, held = os.pipe()  # it reads the end of this process, or of this call
+    try:
+        if settings.warm_s > 0 and job.spec.scaling.gpus_per_worker == 0:
+            try:
+                return warm.run(settings.scratch, settings.warm_s, "trainer.single", arguments, life)
+            except warm.Cold as cold:
+                logger.warning("a cold start: %s", cold)
+        command = [sys.executable, "-m", "trainer.single", *arguments, str(life)]
+        return subprocess.run(command, pass_fds=[life], check=False).returncode
+    finally:
+        os.close(life)
+        os.close(held)
+
+
+def _why(code: int | None, told: Path) -> str:
     """How the worker ended: by what it says itself, or by its exit code."""
     if told.exists():
         return told.read_text()
+    if code is None:
+        return "the worker ended together with the process that it was forked from"
     if code < 0:
         return f"the process was ended by {signal.Signals(-code).name}"
     return "the worker ended and left no result" if code == 0 else f"the process ended with the exit code {code}"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The worker."""
     parser = argparse.ArgumentParser(prog="python -m trainer.single", description=__doc__)
     parser.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
     parser.add_argument("attempt", type=int, help="the attempt's number, from 1")
     parser.add_argument("told", type=Path, help="where to write what went wrong")
-    parser.add_argument("driver", type=int, help="the process that looks after this one")
-    arguments = parser.parse_args()
-    _end_with_the_driver(arguments.driver)
+    parser.add_argument("life", type=int, help="a pipe's reading end; the driver has the other one")
+    arguments = parser.parse_args(argv)
+    threading.Thread(target=_end_with, args=(arguments.life,), name="life", daemon=True).start()
     try:
         _work(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
     except BaseException as error:
@@ -91,13 +116,36 @@ def main() -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         arguments.told.write_text(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500])
         logging.shutdown()
-        os._exit(1)
+        os._exit(STORAGE_AWAY if isinstance(error, StorageError) else 1)
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)  # what counts is written, and libraries' farewells take a second
 
 
 def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s rank 0 %(levelname)s %(name)s: %(message)s", force=True)
+    logging.captureWarnings(True)
+    where = urlsplit(uri)
+    store, prefix = ObjectStore(where.netloc, endpoint=settings.s3_endpoint), JobPrefix(where.path.strip("/") + "/")
+    job = JobDocument.model_validate_json(store.get(prefix.spec))
+    # Where kill-tests and people with a debugger find this worker.
+    logger.info("process %d is rank 0 of 1", os.getpid())
+    if job.spec.kind == "train":
+        _train(store, prefix, job, attempt, settings)
+        return
+    from trainer.tasks import perform
+
+    keys = prefix.attempt(attempt)
+    if store.find(keys.verdict) is not None:
+        return
+    with Shipper(store, keys) as shipper:
+        result = perform(store, prefix, job, attempt, settings, shipper)
+    if result is not None:
+        store.put(keys.verdict, result.to_bytes(), "application/json")
+
+
+def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int, settings: TrainerSettings) -> None:
+    import_lightning()
     import torch
     import torch.distributed as dist
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -105,11 +153,6 @@ def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
 
     from trainer.worker import Place, run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s rank 0 %(levelname)s %(name)s: %(message)s", force=True)
-    logging.captureWarnings(True)
-    where = urlsplit(uri)
-    store, prefix = ObjectStore(where.netloc, endpoint=settings.s3_endpoint), JobPrefix(where.path.strip("/") + "/")
-    job = JobDocument.model_validate_json(store.get(prefix.spec))
     cuda = job.spec.scaling.gpus_per_worker > 0
     # What torchrun would say of a world of one; Lightning reads it.
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
@@ -124,8 +167,6 @@ def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
     )
-    # Where kill-tests and people with a debugger find this worker.
-    logger.info("process %d is rank 0 of 1", os.getpid())
     run(store, prefix, attempt, place, cache=settings.scratch / "data")
 
 
@@ -168,21 +209,10 @@ class _LateGauges:
             self._gauges = gauges
 
 
-def _end_with_the_driver(driver: int) -> None:
-    """Let this process be killed when its driver is: an attempt that was given up must not go on training."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != driver:  # it died before
-            os._exit(1)
-        return
-
-    def watch() -> None:
-        while os.getppid() == driver:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="driver", daemon=True).start()
+def _end_with(life: int) -> None:
+    """End this process when the driver ends: an attempt that was given up must not go on training."""
+    os.read(life, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

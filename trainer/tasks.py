@@ -1,4 +1,4 @@
-"""Jobs that are no training: an evaluation or a reading of checkpoints, done by the driver's own process.
+"""Jobs that are no training: an evaluation or a reading of checkpoints, done by one worker process.
 
 They need neither Ray Train nor Lightning, so they start in seconds. A landscape alone may be spread over Ray tasks.
 """

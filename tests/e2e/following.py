@@ -21,14 +21,16 @@ SMALL: dict[str, Any] = {
 }
 
 
-def reach(client: Client, job_id: str, step: int, *, attempt: int = 1, within_s: float = 150) -> Job:
-    """The job once that attempt of it has reported `step` optimiser steps, while it still runs."""
+def reach(client: Client, job_id: str, step: int, *, attempt: int = 1, restarts: int = 0, within_s: float = 150) -> Job:
+    """The job once that attempt of it, after so many restarts, has reported `step` steps, while it still runs."""
 
     def there() -> Job | None:
         job = client.job(job_id)
         assert job.state in ("QUEUED", "STARTING", "RUNNING", "RECOVERING"), f"{job.state}: {job.message}"
         progress = job.progress
-        return job if progress and progress.attempt >= attempt and progress.step >= step else None
+        if progress is None or progress.attempt < attempt or progress.restarts < restarts:
+            return None
+        return job if progress.step >= step else None
 
     return until(there, within_s=within_s, what=f"step {step} of {job_id}")
 

@@ -38,7 +38,7 @@ def test_a_cancelled_job_stops_at_a_step_and_leaves_a_checkpoint(client: Client,
 def test_a_loss_that_is_not_finite_fails_the_job_and_keeps_the_last_good_checkpoint(client: Client) -> None:
     # Weight decay times the rate is 1000: weights grow a thousandfold each step, behind a quiet start.
     optim = {"lr": 1000, "weight_decay": 1, "schedule": {"kind": "constant", "warmup_steps": 20, "warmup_lr": 0.01}}
-    job = client.wait(client.submit({**SMALL, "optim": optim}).id, 120)
+    job = client.wait(client.submit({**SMALL, "optim": optim, "scaling": {"workers": 1}}).id, 120)
     assert (job.state, job.reason) == ("FAILED", "NonFiniteLoss")
     assert "optim.lr" in job.message
     assert client.checkpoint(job.id, "latest").step >= 14
@@ -82,7 +82,7 @@ def test_a_data_set_that_is_not_what_was_registered_fails_at_once(stack: Embedde
 
 
 def test_the_command_line_waits_for_a_job_and_tells_its_end_by_the_exit_code(stack: EmbeddedStack) -> None:
-    command = [*CLI, "--home", str(stack.path), "submit", "--recipe", "digits/resnet-20", "--workers", "2",
+    command = [*CLI, "--home", str(stack.path), "submit", "--recipe", "digits/resnet-20", "--workers", "1",
                "--set", "training.epochs=1", "--set", "optim.lr=0.05", "--watch", "--json"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr

@@ -28,11 +28,12 @@ def undisturbed(stack: EmbeddedStack) -> str:
         return final_weights(client, job.id)
 
 
-def _moment() -> int:
+def _moments(count: int) -> list[int]:
+    """That many steps, in order, at which somebody dies."""
     seed = random.SystemRandom().randrange(2**32)
-    step = random.Random(seed).randrange(1, LAST * 2 // 3)
-    print(f"killed at step {step}")
-    return step
+    steps = sorted(random.Random(seed).sample(range(1, LAST * 2 // 3), count))
+    print(f"killed at steps {steps}")
+    return steps
 
 
 def _ended_well(client: Client, job_id: str, undisturbed: str) -> tuple[Job, list[Attempt]]:
@@ -53,28 +54,20 @@ def _ended_well(client: Client, job_id: str, undisturbed: str) -> tuple[Job, lis
     return job, attempts
 
 
-@pytest.mark.parametrize("part", ["api", "controller"])
-def test_a_killed_service_is_not_noticed_by_the_training(
-    stack: EmbeddedStack, client: Client, undisturbed: str, part: str
+def test_killed_services_are_not_noticed_by_the_training(
+    stack: EmbeddedStack, client: Client, undisturbed: str
 ) -> None:
     job = client.submit(SMALL)
-    reach(client, job.id, _moment())
-    before = stack.part(part)
-    os.kill(before["pid"], signal.SIGKILL)
-    until(lambda: stack.part(part)["pid"] != before["pid"], within_s=60, what=f"the {part} starts again")
+    parts = random.SystemRandom().sample(["api", "controller"], 2)
+    for part, moment in zip(parts, _moments(2), strict=True):
+        reach(client, job.id, moment)
+        before = stack.part(part)
+        os.kill(before["pid"], signal.SIGKILL)
+        until(lambda part=part, pid=before["pid"]: stack.part(part)["pid"] != pid, within_s=60, what=f"another {part}")
     job, _ = _ended_well(client, job.id, undisturbed)
     assert job.attempts == 1
     assert job.progress is not None
     assert job.progress.restarts == 0
-
-
-def test_a_killed_driver_is_followed_by_another_attempt(stack: EmbeddedStack, client: Client, undisturbed: str) -> None:
-    job = client.submit(SMALL)
-    reach(client, job.id, _moment())
-    driver(stack, job.id).kill()
-    job, (first, second) = _ended_well(client, job.id, undisturbed)
-    assert (first.state, first.reason) == ("LOST", "DriverLost")
-    assert second.resume_from == (1,)
 
 
 def _workers(client: Client, job_id: str) -> list[int]:
@@ -83,11 +76,17 @@ def _workers(client: Client, job_id: str) -> list[int]:
     return [int(words[words.index("process") + 1]) for words in lines]
 
 
-def test_a_killed_worker_is_replaced_inside_the_attempt(stack: EmbeddedStack, client: Client, undisturbed: str) -> None:
+def test_a_killed_worker_is_replaced_inside_the_attempt_and_a_killed_driver_by_another_attempt(
+    stack: EmbeddedStack, client: Client, undisturbed: str
+) -> None:
     job = client.submit(SMALL)
-    reach(client, job.id, _moment())
+    workers_die, driver_dies = _moments(2)
+    reach(client, job.id, workers_die)
     pids = until(lambda: len(found := _workers(client, job.id)) == 2 and found, what="both workers in the logs")
     assert set(pids) <= {member.pid for member in stack.members()}
     os.kill(random.SystemRandom().choice(pids), signal.SIGKILL)
-    job, (attempt,) = _ended_well(client, job.id, undisturbed)
-    assert attempt.restarts == 1
+    reach(client, job.id, driver_dies, restarts=1)
+    driver(stack, job.id).kill()
+    job, (first, second) = _ended_well(client, job.id, undisturbed)
+    assert (first.state, first.reason, first.restarts) == ("LOST", "DriverLost", 1)
+    assert (second.resume_from, second.restarts) == ((1,), 0)

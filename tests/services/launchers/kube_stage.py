@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from services.launchers.base import Gang, LaunchRequest, Observation
+from services.launchers.base import Gang, LauncherUnavailable, LaunchRequest, Observation
+from services.launchers.cluster_view import View
 from services.launchers.kuberay import KubeRay
 from services.launchers.pools import Pool, Pools
 from services.launchers.rayjob import House
@@ -48,13 +49,21 @@ class KubeStage:
     launcher: KubeRay
 
     def until(self, accept: Callable[[Observation], object], name: str = NAME, timeout_s: float = 20) -> Observation:
-        """Observe an attempt until the observation is accepted; the cluster goes on meanwhile."""
+        """Observe an attempt until the observation is accepted; the cluster goes on meanwhile.
 
-        def look() -> Observation:
+        A launcher that can't tell for now is asked again, as the controller does.
+        """
+
+        def look() -> Observation | LauncherUnavailable:
             self.cluster.step()
-            return self.launcher.observe(name)
+            try:
+                return self.launcher.observe(name)
+            except LauncherUnavailable as error:
+                return error
 
-        return wait_for(look, accept, timeout_s)
+        seen = wait_for(look, lambda seen: isinstance(seen, Observation) and accept(seen), timeout_s)
+        assert isinstance(seen, Observation)
+        return seen
 
     def phase(self, *phases: str, name: str = NAME) -> Observation:
         return self.until(lambda seen: seen.phase in phases, name)
@@ -63,7 +72,13 @@ class KubeStage:
         """Submit an attempt and let it run."""
         self.launcher.submit(request(name, **options))
         self.until(lambda seen: seen.phase == "running" and name in self.cluster.drivers, name)
-        wait_for(lambda: all(view.find(name) for view in self.launcher._check()), bool)  # as its copies have it too
+        wait_for(lambda: all(view.find(name) for view in self._views()), bool)  # as its copies have it too
+
+    def _views(self) -> tuple[View, ...]:
+        jobs, pods = self.launcher._jobs, self.launcher._pods
+        assert jobs is not None
+        assert pods is not None
+        return jobs, pods
 
 
 def wait_for(look: Callable[[], T], accept: Callable[[T], object], timeout_s: float = 20) -> T:
