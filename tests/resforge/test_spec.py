@@ -30,7 +30,7 @@ GOOD: dict[str, Any] = {
     "data": {"dataset": "digits"},
     "training": {"global_batch": 64, "epochs": 12},
 }
-MISSING = object()
+MISSING = "(missing)"
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_a_worker_that_no_node_holds() -> None:
 
 
 @needs_crds
-@pytest.mark.parametrize(("pool", "gang"), itertools.product(POOLS, [*GANGS, None]))
+@pytest.mark.parametrize(("pool", "gang"), list(itertools.product(POOLS, [*GANGS, None])))
 def test_the_crd_and_the_operator_take_it(pool: Pool, gang: Gang | None) -> None:
     manifest = made(pool, gang=gang, **({} if gang else {"cpus": 2.0, "gpus": pool.gpus_per_node and 1}))
     assert rayjob_problems(manifest) == []
