@@ -54,16 +54,20 @@ def _ended_well(client: Client, job_id: str, undisturbed: str) -> tuple[Job, lis
     return job, attempts
 
 
+def _another(stack: EmbeddedStack, part: str, pid: int) -> bool:
+    now = stack.part(part)
+    return now["state"] == "ready" and now["pid"] != pid
+
+
 def test_killed_services_are_not_noticed_by_the_training(
     stack: EmbeddedStack, client: Client, undisturbed: str
 ) -> None:
     job = client.submit(SMALL)
-    parts = random.SystemRandom().sample(["api", "controller"], 2)
-    for part, moment in zip(parts, _moments(2), strict=True):
-        reach(client, job.id, moment)
-        before = stack.part(part)
-        os.kill(before["pid"], signal.SIGKILL)
-        until(lambda part=part, pid=before["pid"]: stack.part(part)["pid"] != pid, within_s=60, what=f"another {part}")
+    reach(client, job.id, *_moments(1))
+    before = {part: stack.part(part)["pid"] for part in ("api", "controller")}
+    for pid in before.values():  # both at once: nobody is left to answer or to decide while the training goes on
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(_another(stack, part, pid) for part, pid in before.items()), within_s=60, what="others")
     job, _ = _ended_well(client, job.id, undisturbed)
     assert job.attempts == 1
     assert job.progress is not None
