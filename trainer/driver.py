@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
 from resforge.storage import JobDocument, JobPrefix, Result
+from trainer.gang import GangConfig
 from trainer.ray_worker import WorkerConfig, train
-from trainer.rendezvous import GangConfig
 from trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ def drive(
         s3_endpoint=settings.s3_endpoint,
         scratch=str(settings.scratch),
     )
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train,
         train_loop_config=dict(config),
-        torch_config=GangConfig(timeout_s=settings.collective_timeout_s),
+        backend_config=GangConfig(timeout_s=settings.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=scaling.gpus_per_worker > 0,

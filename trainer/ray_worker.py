@@ -24,6 +24,7 @@ def train(config: WorkerConfig) -> None:
     """Ray Train's training function. The driver imports this module too, and needs nothing of what a worker needs."""
     import_lightning()
     import ray.train.torch
+    import torch
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from trainer.ray_metrics import Gauges
@@ -36,10 +37,13 @@ def train(config: WorkerConfig) -> None:
     )
     logging.captureWarnings(True)
     prefix = JobPrefix(config["prefix"])
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL takes objects from
     place = Place(
         rank=rank,
         workers=context.get_world_size(),
-        device=ray.train.torch.get_device(),
+        device=device,
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),

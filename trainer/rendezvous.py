@@ -9,9 +9,6 @@ import logging
 import socket
 from datetime import timedelta
 
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
@@ -47,17 +44,3 @@ def use_this_store() -> None:
         logger.warning("this torch has no rendezvous._create_c10d_store; its store listens on every interface")
         return
     vars(module)["_create_c10d_store"] = create_store
-
-
-class GangConfig(TorchConfig):
-    """Ray Train's set-up of the process group, with our store."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _GangBackend
-
-
-class _GangBackend(_TorchBackend):
-    def on_start(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_this_store)
-        super().on_start(worker_group, backend_config)

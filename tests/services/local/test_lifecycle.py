@@ -178,7 +178,7 @@ def test_a_crash_loses_nothing(stack: EmbeddedStack) -> None:
     """
     before = stack.connection
     with stack.client() as client:
-        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}})
+        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "training": {"epochs": 12}})
         until(lambda: client.checkpoints(job.id), within_s=240, what="a checkpoint")
     found = listening(stack)
     assert len([name for name, _, _ in found if name == "ray::RayTrainWorker"]) > 2
