@@ -7,7 +7,8 @@ READY := $(VENV)/.installed
 
 # Two threads of BLAS a process on a machine with two cores only get into each other's way.
 export OMP_NUM_THREADS ?= 1
-PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
+# Two at a time: tests on real servers wait for these half of the time.
+PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider -n 2
 
 .PHONY: help demo test check images dashboards bench clean
 

@@ -1,10 +1,11 @@
 """From POST to the first optimiser step, against `torchrun` with the same worker loop on the same machine, in one run.
 
-    python benchmarks/start.py [--repeats 5] [--workers 2] [--json]
+    python benchmarks/start.py [--repeats 5] [--workers 2 1] [--json]
 
 Both sides train the same small job (8 layers on digits) on the same S3 server, taking turns. The service's Ray cluster
-is up already, as in production, so its start is not counted; nor is anything kept warm for the job. The first step's
-time is the one that rank 0 wrote into the metrics stream. Writes docs/results/start.md.
+is up already, as in production, so its start is not counted. Jobs of one worker are forked from a warm process, which
+the first of them has to start; that one is told apart. The first step's time is the one that rank 0 wrote into the
+metrics stream. Writes docs/results/start.md.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def by_torchrun(store: ObjectStore, workers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default 5)")
-    parser.add_argument("--workers", type=int, default=2, help="workers of the job (default 2)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="workers of the jobs (default 2 and 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -111,28 +113,32 @@ def main() -> None:
         print(page)
 
 
-def _measure(home: Path, repeats: int, workers: int) -> dict[str, Any]:
+def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:
     connection = json.loads((home / "connection.json").read_text())
     os.environ.update(
         AWS_ACCESS_KEY_ID=connection["s3_access_key"], AWS_SECRET_ACCESS_KEY=connection["s3_secret_key"],
         AWS_DEFAULT_REGION="us-east-1", RESFORGE_S3_ENDPOINT=connection["s3_endpoint"],
     )  # fmt: skip
     store = ObjectStore(connection["s3_bucket"], endpoint=connection["s3_endpoint"])
-    times: dict[str, list[float]] = {"service": [], "torchrun": []}
+    rows = []
     with Client(connection["url"], connection["api_key"]) as client:
-        sides: dict[str, Callable[[], float]] = {
-            "service": lambda: by_service(client, store, workers),
-            "torchrun": lambda: by_torchrun(store, workers),
-        }
-        for repeat in range(repeats):
-            for side, measure in sides.items():
-                times[side].append(measure())
-                print(f"{repeat + 1}/{repeats} {side}: {times[side][-1]:.1f} s", file=sys.stderr, flush=True)
+        for workers in gangs:
+            first = by_service(client, store, workers)
+            print(f"{workers} workers, first: {first:.1f} s", file=sys.stderr, flush=True)
+            times: dict[str, list[float]] = {"service": [], "torchrun": []}
+            sides: dict[str, Callable[[], float]] = {
+                "service": partial(by_service, client, store, workers),
+                "torchrun": partial(by_torchrun, store, workers),
+            }
+            for repeat in range(repeats):
+                for side, measure in sides.items():
+                    times[side].append(measure())
+                    print(f"{repeat + 1}/{repeats} {side}: {times[side][-1]:.1f} s", file=sys.stderr, flush=True)
+            ratio = statistics.median(times["service"]) / statistics.median(times["torchrun"])
+            rows.append({"workers": workers, "first": first, "times": times, "ratio": ratio})
     return {
         "what": "seconds to the first optimiser step",
-        "workers": workers,
-        "times": times,
-        "ratio": statistics.median(times["service"]) / statistics.median(times["torchrun"]),
+        "rows": rows,
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU used",
         "versions": {name: version(name) for name in ("ray", "torch", "lightning")}
         | {"python": platform.python_version()},
@@ -141,26 +147,28 @@ def _measure(home: Path, repeats: int, workers: int) -> dict[str, Any]:
 
 
 def _page(measured: dict[str, Any]) -> str:
-    def row(label: str, seconds: list[float]) -> str:
-        return (
-            f"| {label} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | {len(seconds)} |"
-        )
+    def spread(seconds: list[float]) -> str:
+        return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
 
+    lines = [
+        f"| {row['workers']} | {row['first']:.1f} | {spread(row['times']['service'])} | "
+        f"{spread(row['times']['torchrun'])} | **{row['ratio']:.2f}** |"
+        for row in measured["rows"]
+    ]
+    repeats = len(measured["rows"][0]["times"]["service"])
     versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
     return "\n".join(
         [
             "# The start of a job",
             "",
             "Seconds to the first optimiser step: from POST on a stack that is up, and from the start of `torchrun`",
-            f"with the same worker loop, {measured['workers']} workers each. Made by `benchmarks/start.py`, both sides",
-            "taking turns in one run.",
+            "with the same worker loop. Made by `benchmarks/start.py`, both sides taking turns in one run; medians",
+            f"(least to most) of {repeats} runs, after the first. A job of one worker is forked from a process that",
+            "has imported all, which the first of them starts.",
             "",
-            "| | median | least | most | runs |",
-            "|---|---|---|---|---|",
-            row("Resforge, POST to first step", measured["times"]["service"]),
-            row("torchrun, start to first step", measured["times"]["torchrun"]),
-            "",
-            f"**Ratio {measured['ratio']:.2f}** (medians).",
+            "| workers | Resforge, the first | Resforge, POST to first step | torchrun, start to first step | ratio |",
+            "|---:|---:|---:|---:|---:|",
+            *lines,
             "",
             f"{measured['date']}; {measured['hardware']}; {versions}.",
             "",

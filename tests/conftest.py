@@ -1,11 +1,30 @@
 """What holds for the whole run: with RESFORGE_FORBID_SKIPS=1 a skipped test fails it, but for those that check against
-schemas of other projects where nobody has given these (RESFORGE_CRDS)."""
+schemas of other projects where nobody has given these (RESFORGE_CRDS).
+
+With pytest-xdist several processes share the tests, by modules, whose servers are their own. Where modules have one
+stack or one Ray, they stay together.
+"""
 
 import os
+from typing import Any
 
 import pytest
 
+ONE_STACK = ("tests/e2e/", "tests/services/launchers/")
+
 _skipped: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return next((folder for folder in ONE_STACK if module.startswith(folder)), module)
+
+    return Together(config, log)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -19,7 +38,16 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         _skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Modules are collected, and so skipped, in xdist's workers alone."""
+    _skipped.extend(set(getattr(node, "workeroutput", {}).get("skipped", [])) - set(_skipped))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skipped"] = _skipped
+        return
     if _skipped and os.environ.get("RESFORGE_FORBID_SKIPS") == "1" and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

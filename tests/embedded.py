@@ -1,8 +1,10 @@
 """The embedded stack for tests: real processes of their own, which end with the test run however that ends."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -99,3 +101,24 @@ def members(path: Path) -> list[psutil.Process]:
     """Every process of the stack on that home, its supervisor not among them."""
     home = Home(path)
     return processes.members(home.load_identity().id, home.work)
+
+
+def listening(stack: EmbeddedStack) -> list[tuple[str, str, int]]:
+    """Process, address and port of every socket of the stack that takes what comes."""
+    assert stack.process is not None
+    supervisor = psutil.Process(stack.process.pid)
+    found = []
+    for process in [supervisor, *supervisor.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections(kind="inet"):
+                # A UDP socket without a peer receives from anybody.
+                if connection.status == psutil.CONN_LISTEN or (
+                    connection.type == socket.SOCK_DGRAM and not connection.raddr
+                ):
+                    found.append((process.name(), connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+def off_loopback(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    # Ray's C++ parts bind IPv4's loopback as an IPv6 socket.
+    return [item for item in found if item[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]

@@ -107,10 +107,10 @@ def _connect(folder: Path, idle_s: float) -> socket.socket:
 
 
 def _name() -> str:
-    """One for each state of the code, so that no fork runs what has been changed since."""
+    """One for each machine or container that shares the folder, and each state of the code, lest a fork be outdated."""
     sources = [path for package in ("trainer", "resforge") for path in _folder(package).rglob("*.py")]
     changed = max(path.stat().st_mtime_ns for path in sources)
-    state = json.dumps([sys.executable, sys.path, len(sources), changed])
+    state = json.dumps([socket.gethostname(), sys.executable, sys.path, len(sources), changed])
     return f"warm-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 

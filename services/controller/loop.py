@@ -186,13 +186,21 @@ class Controller:
         try:
             records = self._store.live_jobs()
             self._metrics.live(records)
+            # What is decided is so by what was seen, and by the time at which looking began: a long tick is no silence.
+            now = self._clock()
             observed = self._look(records)
+            quiet: list[tuple[JobRecord, Change]] = []
             for record in records:
                 if stop is not None and stop.is_set():
                     return True
                 if record.job.id in observed:
-                    self._leadership.keep()
-                    self._handle(record, observed[record.job.id])
+                    self._keep()
+                    quiet += self._handle(record, observed[record.job.id], now)
+            written = self._store.apply_quiet(self._leadership.lease, quiet)
+            for record, change in quiet:
+                if record.job.id in written:
+                    self._metrics.changed(record, change, self._clock())
+            self._keep()
             self._tidy(records)
             self._store.record_tick(self._leadership.lease)
             self._metrics.ticked(time.perf_counter() - began)
@@ -202,6 +210,10 @@ class Controller:
             self._metrics.leads(False)
             return False
         return True
+
+    def _keep(self) -> None:
+        self._leadership.keep()
+        self._watch.awake(self._clock())
 
     def _lead(self) -> bool:
         leads = self._leadership.take()
@@ -222,10 +234,11 @@ class Controller:
             if record.job.state in ATTEMPTING and record.attempt is not None
         }
         observed = self._look_for_room(look, records)
+        self._keep()
         pending = set(futures.values())
         while pending:
             pending = wait(pending, timeout=self._settings.lease_s / 4).not_done
-            self._leadership.keep()
+            self._keep()
         answered = {}
         for job, future in futures.items():
             try:
@@ -301,10 +314,16 @@ class Controller:
         except LauncherUnavailable as error:
             logger.info("what is left of ended attempts can't be removed now: %s", error)
 
-    def _handle(self, record: JobRecord, observed: Observed) -> None:
-        """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease."""
+    def _handle(self, record: JobRecord, observed: Observed, now: datetime) -> list[tuple[JobRecord, Change]]:
+        """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease.
+
+        Returns:
+            What only notes a driver's sign of life, to be written with that of the others.
+        """
         try:
-            action = decide(record, observed, self._clock(), self._policy)
+            action = decide(record, observed, now, self._policy)
+            if isinstance(action, Apply) and action.change.quiet and record.attempt is not None:
+                return [(record, action.change)]
             if action is not None:
                 self._write(record, self._carry_out(record, action))
                 self._metrics.acted(action)
@@ -315,6 +334,7 @@ class Controller:
         except Exception:
             logger.exception("job %s could not be taken further", record.job.id)
             self._metrics.failed("job")
+        return []
 
     def _carry_out(self, record: JobRecord, action: Action) -> Change:
         """Do what the action asks outside the database, and give what is to be written then."""

@@ -138,26 +138,30 @@ class Watch:
     """Since when each job's attempt has been looked after without a gap, storage answering each time.
 
     Args:
-        gap_s: looks farther apart than this are a gap: the controller, or the whole machine, had been away.
+        gap_s: where the controller is not heard from for longer, it, or the whole machine, had been away. A tick may
+            take longer than that, so it is heard from in the middle of one too.
     """
 
     def __init__(self, gap_s: float) -> None:
         self._gap = timedelta(seconds=gap_s)
-        self._spans: dict[str, tuple[datetime, datetime]] = {}
+        self._awake: datetime | None = None
+        self._since: dict[str, datetime] = {}
+
+    def awake(self, now: datetime) -> None:
+        """Note that the controller is at work."""
+        if self._awake is None or not self._awake <= now <= self._awake + self._gap:
+            self._since = {}
+        self._awake = now
 
     def note(self, answered: Mapping[str, bool], now: datetime) -> dict[str, datetime]:
         """Note a tick's looks, whether storage answered by job, and give the beginnings of the spans that go on."""
-        spans: dict[str, tuple[datetime, datetime]] = {}
-        for job, storage_answered in answered.items():
-            if storage_answered:
-                since, last = self._spans.get(job, (now, now))
-                spans[job] = (since if last <= now <= last + self._gap else now, now)
-        self._spans = spans
-        return {job: since for job, (since, _) in spans.items()}
+        self.awake(now)
+        self._since = {job: self._since.get(job, now) for job, storage_answered in answered.items() if storage_answered}
+        return dict(self._since)
 
     def forget(self) -> None:
         """Begin anew, as after a time in which another controller acted."""
-        self._spans = {}
+        self._awake, self._since = None, {}
 
 
 class _Unreadable(Exception):

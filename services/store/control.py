@@ -1,11 +1,12 @@
 """The controller's side of the store: leases with fencing, and changes by compare-and-set."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Select, or_, select, update
+from sqlalchemy import Engine, Select, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from resforge.jobs import ATTEMPT_TRANSITIONS, JOB_TRANSITIONS, TERMINAL, Attempt, AttemptState, JobState, Reason
@@ -141,6 +142,83 @@ class ControlStore(StoreBase):
             append_events(session, record.job.id, (*change.events, *_transitions(record, change)), now)
             row, newest = session.execute(_records().where(JobRow.id == record.job.id)).one()
             return _record_of(row, newest)
+
+    def apply_quiet(self, lease: Lease, changes: Sequence[tuple[JobRecord, Change]]) -> set[str]:
+        """Write many quiet changes of live attempts, some hundreds in one transaction.
+
+        A job that has changed, or is gone, since its record was read stays as it is: its driver is heard again.
+
+        Returns:
+            The jobs that were written.
+
+        Raises:
+            Fenced: the lease is lost; what was written before that stays.
+            ValueError: a change is not quiet, or its job has no attempt.
+        """
+        for record, change in changes:
+            if not change.quiet or record.attempt is None:
+                raise ValueError(f"job {record.job.id}: {change} is more than what a driver says of itself")
+        written = set[str]()
+        for start in range(0, len(changes), AT_ONCE):
+            written |= self._apply_quiet(lease, [_evolved(*both) for both in changes[start : start + AT_ONCE]])
+        return written
+
+    def _apply_quiet(self, lease: Lease, records: Sequence[JobRecord]) -> set[str]:
+        now = self._now()
+        write_jobs = (
+            update(JobRow)
+            .where(JobRow.id == bindparam("of_job"), JobRow.version == bindparam("at_version") - 1)
+            .values(version=bindparam("at_version"), progress=bindparam("new_progress"), updated_at=now)
+        )
+        write_attempts = (
+            update(AttemptRow)
+            .where(AttemptRow.job_id == bindparam("of_job"), AttemptRow.number == bindparam("of_number"))
+            .values(beat=bindparam("beat_"), beat_seen_at=bindparam("beat_seen"), restarts=bindparam("new_restarts"))
+        )
+        ids = [record.job.id for record in records]
+        mine = select(JobRow.id, JobRow.version).where(JobRow.id.in_(ids), JobRow.updated_at == now)
+        with self._write() as session:
+            _check_fence(session, lease)
+            session.connection().execute(
+                write_jobs,
+                [
+                    {"of_job": record.job.id, "at_version": record.version, "new_progress": record.job.progress}
+                    for record in records
+                ],
+            )
+            versions = {job: version for job, version in session.execute(mine)}
+            written = [record for record in records if versions.get(record.job.id) == record.version]
+            if written:
+                session.connection().execute(write_attempts, [_said(record) for record in written])
+        for record in written:
+            # Not to be read and parsed again by the next tick.
+            self._live[record.job.id] = replace(record, job=record.job.model_copy(update={"updated_at": now}))
+        return {record.job.id for record in written}
+
+
+def _evolved(record: JobRecord, change: Change) -> JobRecord:
+    """The record as a quiet change leaves it."""
+    assert record.attempt is not None
+    job, attempt = _new_values(record, change)
+    own = {key: value for key, value in attempt.items() if key != "restarts"}
+    tried = record.attempt.attempt.model_copy(update={key: attempt[key] for key in attempt.keys() - own.keys()})
+    return replace(
+        record,
+        version=record.version + 1,
+        job=record.job.model_copy(update=job),
+        attempt=replace(record.attempt, attempt=tried, **own),
+    )
+
+
+def _said(record: JobRecord) -> dict[str, Any]:
+    assert record.attempt is not None
+    return {
+        "of_job": record.job.id,
+        "of_number": record.attempt.attempt.number,
+        "beat_": record.attempt.beat,
+        "beat_seen": record.attempt.beat_seen_at,
+        "new_restarts": record.attempt.attempt.restarts,
+    }
 
 
 def _held(lease: Lease) -> tuple[Any, ...]:

@@ -68,3 +68,9 @@ class Change:
     attempt: dict[str, Any] = field(default_factory=dict)
     new_attempt: Attempt | None = None
     events: tuple[NewEvent, ...] = ()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it only notes what a driver says of itself all the time, and so may be written with many others."""
+        moves = self.job.keys() - {"progress"} or self.attempt.keys() - {"beat", "beat_seen_at", "restarts"}
+        return self.new_attempt is None and not self.events and not moves

@@ -17,11 +17,11 @@ from resforge.s3 import ObjectStore
 from tests import prometheus as real
 from tests.deploy.promql import RULES
 from tests.e2e.following import reach
-from tests.embedded import EmbeddedStack
+from tests.embedded import EmbeddedStack, listening
 from tests.services.local.waiting import until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
     stack = EmbeddedStack(tmp_path_factory.mktemp("e2e") / "home")
     try:
@@ -31,7 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
         stack.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scraping(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[real.PrometheusServer | None]:
     """A Prometheus with our rules that scrapes the stack; None where none is installed."""
     if not real.installed():
@@ -50,17 +50,21 @@ def scraping(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @dataclass(frozen=True)
 class MainJob:
-    """The main job, ended; what Ray's agent told of it while it ran, and a time at which Prometheus had all of that."""
+    """The main job, ended; what Ray's agent told of it while it ran, and a time at which Prometheus had all of that.
+
+    `sockets` are those that took what came while its two workers were connected: process, address and port.
+    """
 
     job: Job
     scraped: str
     during: float | None
+    sockets: list[tuple[str, str, int]]
 
 
 SCRAPED = (metrics.TRAIN_LOSS, metrics.IMAGES_PER_SECOND, metrics.STEP, metrics.GRAD_NORM)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def main_job(stack: EmbeddedStack, scraping: real.PrometheusServer | None) -> MainJob:
     with stack.client() as client:
         job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 2}, "labels": {"test": "main"}})
@@ -70,6 +74,7 @@ def main_job(stack: EmbeddedStack, scraping: real.PrometheusServer | None) -> Ma
             text = httpx.get(stack.connection["ray_metrics"], trust_env=False).text
             return text if all(sample(text, metric, job.id) for metric in SCRAPED) else None
 
+        sockets = listening(stack)
         scraped = until(scrape, within_s=60, what="the trainer's metrics at Ray's agent")
         during = None
         if scraping is not None:
@@ -83,7 +88,7 @@ def main_job(stack: EmbeddedStack, scraping: real.PrometheusServer | None) -> Ma
             ]
             until(lambda: all(map(scraping.query, last)), within_s=60, what="the job's metrics in Prometheus")
             during = time.time()
-        return MainJob(client.wait(job.id, 180), scraped, during)
+        return MainJob(client.wait(job.id, 180), scraped, during, sockets)
 
 
 def sample(text: str, metric: metrics.Metric, job_id: str) -> float:

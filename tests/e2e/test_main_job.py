@@ -14,7 +14,7 @@ from resforge.client import Client
 from resforge.jobs import Job
 from resforge.resources import EvalEntry, TrainEntry
 from tests.e2e.conftest import MainJob, sample
-from tests.embedded import EmbeddedStack
+from tests.embedded import EmbeddedStack, off_loopback
 
 # The first test to ask waits for the stack and for the job.
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -94,3 +94,8 @@ def test_no_secret_was_logged_or_shown_by_ray(stack: EmbeddedStack, client: Clie
     assert job.id in shown
     said = shown + "\n".join(line.line for line in client.logs(job.id))
     assert not any(secret in said for secret in secrets)
+
+
+def test_its_workers_listen_on_loopback_only(main_job: MainJob) -> None:
+    assert len([name for name, _, _ in main_job.sockets if name == "ray::RayTrainWorker"]) > 2
+    assert off_loopback(main_job.sockets) == []

@@ -26,7 +26,7 @@ class Crash(BaseException):
 class Fuse:
     """Dies before the n-th thing that has an effect outside the process, which is also after the one before it."""
 
-    EFFECTS = ("apply", "record_tick", "put", "submit", "stop")
+    EFFECTS = ("apply", "apply_quiet", "record_tick", "put", "submit", "stop")
 
     def __init__(self, point: int) -> None:
         self.left = point

@@ -1,6 +1,7 @@
 """The controller on a real database and a real S3, with a launcher in memory that fails as it is told to."""
 
 import json
+import math
 import threading
 from typing import Any
 
@@ -207,6 +208,26 @@ def test_silence_while_nobody_looked_proves_nothing(stage: Stage) -> None:
     successor.tick()
     successor.tick()
     assert stage.launcher.stops == {}
+
+
+def test_a_tick_longer_than_the_lease_is_no_gap(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.launcher.machines = [Node(8, 0, 8, 0)]
+    controller = stage.controller(heartbeat_timeout_s=60, lease_s=10)
+    jobs = [stage.submit() for _ in range(4)]
+    drivers = [stage.running(controller, job) for job in jobs]
+    handle, leadership = controller._handle, controller._leadership
+
+    def slow(*args: Any) -> Any:
+        stage.clock.turn(4)
+        leadership._renewed = -math.inf  # as it would be by a clock that the test can't turn
+        return handle(*args)
+
+    monkeypatch.setattr(controller, "_handle", slow)
+    for _ in range(6):
+        for driver in drivers[1:]:
+            driver.heartbeat()
+        assert controller.tick()
+    assert set(stage.launcher.stops) == {f"{jobs[0].id}-1"}
 
 
 def test_cancelling_lets_the_attempt_stop_by_itself(stage: Stage) -> None:

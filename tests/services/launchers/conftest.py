@@ -7,7 +7,7 @@ from services.launchers.ray_jobs import RayJobs
 from tests.ray_cluster import RayCluster, ray_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray() -> Iterator[RayCluster]:
     # A usage report every second, so that a test of the free figures need not wait for five.
     with ray_cluster(cpus=2, env={"AUTOSCALER_UPDATE_INTERVAL_S": "1"}) as cluster:

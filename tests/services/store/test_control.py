@@ -209,6 +209,60 @@ def test_every_column_that_a_change_sets_is_read_back(harness: Harness) -> None:
     assert (cleared.job.progress, cleared.job.started_at) == (None, None)
 
 
+def quiet(record: JobRecord, beat: int, step: int | None = None) -> tuple[JobRecord, Change]:
+    job = (
+        {}
+        if step is None
+        else {"progress": Progress(at=NOW, attempt=1, step=step, total_steps=10, epoch=0, total_epochs=1)}
+    )
+    return record, Change(job=job, attempt={"beat": beat, "beat_seen_at": NOW, "restarts": 2})
+
+
+def test_signs_of_life_of_many_jobs_are_written_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "AT_ONCE", 2)
+    records = [harness.start(harness.submit()) for _ in range(5)]
+    changes = [quiet(record, beat, beat or None) for beat, record in enumerate(records)]
+    assert harness.store.apply_quiet(harness.lease, changes) == {record.job.id for record in records}
+    live = harness.store.live_jobs()
+    assert live == JobStore(harness.store._engine).live_jobs()  # which has nothing in memory
+    for beat, (before, after) in enumerate(zip(records, live, strict=True)):
+        assert before.attempt is not None
+        tried = before.attempt.attempt.model_copy(update={"restarts": 2})
+        assert after.attempt == dataclasses.replace(before.attempt, attempt=tried, beat=beat, beat_seen_at=NOW)
+        assert after.version == before.version + 1
+        assert after.job.progress == changes[beat][1].job.get("progress")
+        assert after.job.updated_at > before.job.updated_at
+    assert harness.store.apply_quiet(harness.lease, []) == set()
+
+
+def test_a_sign_of_life_does_not_hide_what_happened_meanwhile(harness: Harness) -> None:
+    first, second, gone = (harness.start(harness.submit()) for _ in range(3))
+    cancelled = harness.store.request_cancel(harness.project, first.job.id)
+    ended = harness.store.apply(harness.lease, gone, Change(job={"state": JobState.FAILED}))
+    harness.store.delete_job(harness.project, gone.job.id)
+    assert ended.job.state is JobState.FAILED
+    written = harness.store.apply_quiet(harness.lease, [quiet(record, 7) for record in (first, second, gone)])
+    assert written == {second.job.id}
+    seen = {record.job.id: record for record in harness.store.live_jobs()}
+    assert seen.keys() == {first.job.id, second.job.id}
+    assert cancelled.cancel_requested
+    assert seen[first.job.id].job.cancel_requested
+    beats = [record.attempt.beat for record in seen.values() if record.attempt is not None]
+    assert beats == [None, 7]
+
+
+def test_a_sign_of_life_is_fenced_and_is_no_more_than_that(harness: Harness) -> None:
+    record = harness.start(harness.submit())
+    loud = Change(job={"state": JobState.FAILED})
+    for change in (loud, Change(events=(NewEvent("Told"),)), Change(attempt={"state": AttemptState.RUNNING})):
+        assert not change.quiet
+        with pytest.raises(ValueError, match="more than what a driver says"):
+            harness.store.apply_quiet(harness.lease, [quiet(record, 1), (record, change)])
+    with pytest.raises(Fenced):
+        harness.store.apply_quiet(dataclasses.replace(harness.lease, epoch=99), [quiet(record, 1)])
+    assert harness.store.live_jobs() == [record]
+
+
 def test_a_change_of_state_is_an_event_with_its_cause(harness: Harness) -> None:
     record = harness.start(harness.submit())
     change = Change(
