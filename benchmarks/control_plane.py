@@ -297,8 +297,8 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
     calls = ", ".join(f"{name} {count:.1f}" for name, count in largest.by_call.items())
     lines += [
         "",
-        f"A running job costs {largest.queries / largest.running:.1f} queries a tick, in one transaction: its driver",
-        "has given a sign of life. One that waits costs a row with its version, unless it has changed.",
+        f"That makes {largest.queries / largest.running:.1f} queries for a running job: what drivers say is written",
+        "for hundreds in one transaction. One that waits costs a row with its version, unless it has changed.",
         "",
         f"API calls of a tick at {largest.waiting:,} waiting jobs: {calls}.",
         "Observing asks nothing: watches keep a copy. After the last tick every lost attempt had been followed by",

@@ -9,19 +9,22 @@ import os
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-import torch
-import torch.distributed as dist
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
-
 from resforge.metrics import Metric
 from resforge.s3 import ObjectStore
 from resforge.storage import JobPrefix
+from trainer.lean import import_lightning
 from trainer.settings import TrainerSettings
-from trainer.worker import Place, run
 
 
 def main() -> None:
+    import_lightning()
+    import torch
+    import torch.distributed as dist
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from trainer.worker import Place, run
+
     parser = argparse.ArgumentParser(prog="python -m trainer.torchrun", description=__doc__)
     parser.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
     parser.add_argument("attempt", type=int, help="the attempt's number, from 1")
