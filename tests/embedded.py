@@ -106,9 +106,8 @@ def members(path: Path) -> list[psutil.Process]:
 def listening(stack: EmbeddedStack) -> list[tuple[str, str, int]]:
     """Process, address and port of every socket of the stack that takes what comes."""
     assert stack.process is not None
-    supervisor = psutil.Process(stack.process.pid)
     found = []
-    for process in [supervisor, *supervisor.children(recursive=True)]:
+    for process in [psutil.Process(stack.process.pid), *stack.members()]:
         with contextlib.suppress(psutil.NoSuchProcess):
             for connection in process.net_connections(kind="inet"):
                 # A UDP socket without a peer receives from anybody.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.util import TrainingFramework
 
 
 @dataclass
@@ -20,6 +21,11 @@ class GangConfig(BackendConfig):
     """
 
     timeout_s: int
+
+    @property
+    def framework(self) -> TrainingFramework:
+        """What Ray's dashboard says that this is."""
+        return TrainingFramework.TORCH
 
     @property
     def backend_cls(self) -> type["_GangBackend"]:

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import random
 import selectors
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from trainer.lean import import_lightning
 logger = logging.getLogger(__name__)
 
 STARTS_WITHIN_S = 20.0  # up to where it listens; those who ask before it has imported all are served in turn
+REQUEST_WITHIN_S = 5.0  # one that has connected says so late what it wants only if it was stopped
 LARGEST_REQUEST = 1 << 20
 # What a worker imports in the end, some of it only when it is first needed.
 WARM = (
@@ -65,20 +68,24 @@ def run(folder: Path, idle_s: float, module: str, argv: Sequence[str], life: int
         raise Cold("only Linux has warm starts")
     request = {"module": module, "argv": list(argv), "env": dict(os.environ), "cwd": os.getcwd()}
     try:
-        for _ in range(2):  # it may end just as somebody asks
+        for _ in range(3):
             with _connect(folder, idle_s) as connection:
-                socket.send_fds(connection, [json.dumps(request).encode()], [1, 2, life])
-                if connection.recv(64):  # a fork has begun
+                try:
+                    socket.send_fds(connection, [json.dumps(request).encode()], [1, 2, life])
+                    begun = connection.recv(64)
+                except ConnectionError:
+                    continue  # it has ended just as somebody asked
+                if begun:
                     code = connection.recv(64)
                     return int(code) if code else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise Cold(str(error)) from error
     raise Cold(f"the warm process does not serve; see {folder / 'warm.log'}")
 
 
 def _connect(folder: Path, idle_s: float) -> socket.socket:
     path = folder / _name()
-    deadline, started = time.monotonic() + STARTS_WITHIN_S, False
+    deadline, started = time.monotonic() + STARTS_WITHIN_S, -math.inf
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -94,8 +101,8 @@ def _connect(folder: Path, idle_s: float) -> socket.socket:
         except BaseException:
             connection.close()
             raise
-        if not started:
-            started = True
+        if time.monotonic() - started > 2:  # again, should the one before have met another that was about to end
+            started = time.monotonic()
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "warm.log").open("a") as log:
                 # It detaches itself, so that it is no child of a driver that Ray may end with all its children.
@@ -107,10 +114,11 @@ def _connect(folder: Path, idle_s: float) -> socket.socket:
 
 
 def _name() -> str:
-    """One for each machine or container that shares the folder, and each state of the code, lest a fork be outdated."""
+    """One for each user, each machine or container that shares the folder, and each state of the code."""
     sources = [path for package in ("trainer", "resforge") for path in _folder(package).rglob("*.py")]
-    changed = max(path.stat().st_mtime_ns for path in sources)
-    state = json.dumps([socket.gethostname(), sys.executable, sys.path, len(sources), changed])
+    files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(sources)]
+    versions = [version(name) for name in ("torch", "lightning")]
+    state = json.dumps([os.getuid(), socket.gethostname(), sys.executable, sys.path, versions, files])
     return f"warm-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 
@@ -134,9 +142,10 @@ def main() -> None:
 
 def _serve(path: Path, idle_s: float) -> None:
     path.unlink(missing_ok=True)
-    os.umask(0o077)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
+        mask = os.umask(0o077)
         listener.bind(str(path))
+        os.umask(mask)
         listener.listen(128)
         _warm_up()
         ended, ends = socket.socketpair()
@@ -171,25 +180,27 @@ def _warm_up() -> None:
 
 
 def _accept(listener: socket.socket, forks: dict[int, socket.socket]) -> None:
-    connection, _ = listener.accept()
-    try:
-        data, descriptors, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
-        if len(descriptors) != 3:
-            raise ValueError("a request has three file descriptors: output, errors, life")
-        request = json.loads(data)
-        pid = os.fork()
-    except (OSError, ValueError):
-        logger.exception("a request can't be served")
-        connection.close()
-        return
-    if pid == 0:
-        # The connection stays open: should the warm process die, its end still is that of the worker.
-        _become(request, descriptors, keep=connection.fileno())
-    for descriptor in descriptors:
-        os.close(descriptor)
-    with contextlib.suppress(OSError):
-        connection.send(str(pid).encode())
-    forks[pid] = connection
+    descriptors: list[int] = []
+    with contextlib.ExitStack() as ours:
+        try:
+            connection = ours.enter_context(listener.accept()[0])
+            connection.settimeout(REQUEST_WITHIN_S)
+            data, descriptors, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
+            for descriptor in descriptors:
+                ours.callback(os.close, descriptor)
+            if len(descriptors) != 3:
+                raise ValueError("a request has three file descriptors: output, errors, life")
+            request = json.loads(data)
+            pid = os.fork()
+        except (OSError, ValueError):
+            logger.exception("a request can't be served")
+            return
+        if pid == 0:
+            # The connection stays open: should the warm process die, its end still is that of the worker.
+            _become(request, descriptors, keep=connection.fileno())
+        with contextlib.suppress(OSError):
+            connection.send(str(pid).encode())
+        forks[pid] = connection.dup()
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int], *, keep: int) -> None:

@@ -53,6 +53,7 @@ class Observed:
         sources_broken: what is wrong with a source that will never be what is wanted; empty if nothing.
         watched_since: since when this controller has looked after the attempt without a gap, storage answering each
             time. Silence before that proves nothing: storage may have been away, or the controller.
+        looked_at: when the tick began to look; None: just now.
     """
 
     launcher: Observation | None = None
@@ -67,6 +68,7 @@ class Observed:
     sources_pending: str = ""
     sources_broken: str = ""
     watched_since: datetime | None = None
+    looked_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,10 @@ class _Case:
 
     def waited(self, since: datetime, limit_s: float) -> bool:
         return self.now - since > timedelta(seconds=limit_s)
+
+    def seen_to_wait(self, since: datetime, limit_s: float) -> bool:
+        """As `waited`, by the time at which looking began: what came after that has not been seen."""
+        return (self.observed.looked_at or self.now) - since > timedelta(seconds=limit_s)
 
 
 def _follow(case: _Case) -> Action:
@@ -313,7 +319,7 @@ def _end_silent(case: _Case) -> Action | None:
     if attempt.beat is None and tried.state is not AttemptState.RUNNING:
         return None  # its driver may not have begun yet
     last = attempt.beat_seen_at or tried.running_at or tried.created_at
-    if not case.waited(max(last, observed.watched_since), case.policy.heartbeat_timeout_s):
+    if not case.seen_to_wait(max(last, observed.watched_since), case.policy.heartbeat_timeout_s):
         return None
     message = f"It gave no sign of life for {case.policy.heartbeat_timeout_s:g} s, so the launcher was told to end it."
     return _stop_for(case, Reason.HEARTBEAT_EXPIRED, message)
@@ -328,7 +334,7 @@ def _end_unstarted(case: _Case) -> Action | None:
     if tried.state is AttemptState.RUNNING or launcher is None or launcher.queued:
         return None
     since = max(tried.submitted_at or tried.created_at, observed.watched_since, launcher.since or tried.created_at)
-    if not case.waited(since, case.policy.start_timeout_s):
+    if not case.seen_to_wait(since, case.policy.start_timeout_s):
         return None
     driver = "its driver never began" if case.attempt.beat is None else "its driver lives, but its workers never began"
     message = (

@@ -14,8 +14,9 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import FrameType
@@ -184,10 +185,10 @@ class Controller:
         if not self._lead():
             return False
         try:
+            self._watch.awake(self._clock())
             records = self._store.live_jobs()
+            self._keep()
             self._metrics.live(records)
-            # What is decided is so by what was seen, and by the time at which looking began: a long tick is no silence.
-            now = self._clock()
             observed = self._look(records)
             quiet: list[tuple[JobRecord, Change]] = []
             for record in records:
@@ -195,11 +196,8 @@ class Controller:
                     return True
                 if record.job.id in observed:
                     self._keep()
-                    quiet += self._handle(record, observed[record.job.id], now)
-            written = self._store.apply_quiet(self._leadership.lease, quiet)
-            for record, change in quiet:
-                if record.job.id in written:
-                    self._metrics.changed(record, change, self._clock())
+                    quiet += self._handle(record, observed[record.job.id])
+            self._write_quiet(quiet)
             self._keep()
             self._tidy(records)
             self._store.record_tick(self._leadership.lease)
@@ -227,7 +225,7 @@ class Controller:
 
     def _look(self, records: Sequence[JobRecord]) -> dict[str, Observed]:
         """What is to be seen, by job. A job that can't be looked at is left out, and the others go on."""
-        look = Look(self._launcher, self._objects)
+        look, began = Look(self._launcher, self._objects), self._clock()
         futures = {
             record.job.id: self._pool.submit(look.attempt, record, record.attempt)
             for record in records
@@ -249,7 +247,7 @@ class Controller:
             else:
                 answered[job] = not observed[job].storage_error
         spans = self._watch.note(answered, self._clock())
-        return {job: replace(seen, watched_since=spans.get(job)) for job, seen in observed.items()}
+        return {job: replace(seen, watched_since=spans.get(job), looked_at=began) for job, seen in observed.items()}
 
     def _look_for_room(self, look: Look, records: Sequence[JobRecord]) -> dict[str, Observed]:
         """Whether the jobs that wait may start."""
@@ -310,23 +308,49 @@ class Controller:
             for name in self._launcher.leftovers(live):
                 # An attempt is written down before it is submitted, so a holder of the lease knows of all that live.
                 self._leadership.confirm()
+                self._watch.awake(self._clock())
                 self._launcher.stop(name)
         except LauncherUnavailable as error:
             logger.info("what is left of ended attempts can't be removed now: %s", error)
 
-    def _handle(self, record: JobRecord, observed: Observed, now: datetime) -> list[tuple[JobRecord, Change]]:
-        """Decide on one job and do it. Whatever goes wrong here is this job's alone, but for a lost lease.
+    def _handle(self, record: JobRecord, observed: Observed) -> list[tuple[JobRecord, Change]]:
+        """Decide on one job and do it.
 
         Returns:
             What only notes a driver's sign of life, to be written with that of the others.
         """
-        try:
-            action = decide(record, observed, now, self._policy)
+        with self._alone(record):
+            action = decide(record, observed, self._clock(), self._policy)
             if isinstance(action, Apply) and action.change.quiet and record.attempt is not None:
                 return [(record, action.change)]
             if action is not None:
                 self._write(record, self._carry_out(record, action))
                 self._metrics.acted(action)
+        return []
+
+    def _write_quiet(self, quiet: Sequence[tuple[JobRecord, Change]]) -> None:
+        """Write signs of life together; should one of them be impossible to write, each by itself."""
+        try:
+            written = self._store.apply_quiet(self._leadership.lease, quiet)
+        except (Fenced, StoreUnavailable):
+            raise
+        except Exception:
+            logger.exception("signs of life can't be written together")
+            for record, change in quiet:
+                self._keep()
+                with self._alone(record):
+                    self._write(record, change)
+            return
+        for record, change in quiet:
+            if record.job.id in written:
+                self._metrics.changed(record, change, self._clock())
+                self._metrics.acted(Apply(change))
+
+    @contextmanager
+    def _alone(self, record: JobRecord) -> Iterator[None]:
+        """Whatever goes wrong within is this job's alone, but for a lost lease."""
+        try:
+            yield
         except Stale:
             logger.debug("job %s changed meanwhile; it is looked at again", record.job.id)
         except Fenced:
@@ -334,7 +358,6 @@ class Controller:
         except Exception:
             logger.exception("job %s could not be taken further", record.job.id)
             self._metrics.failed("job")
-        return []
 
     def _carry_out(self, record: JobRecord, action: Action) -> Change:
         """Do what the action asks outside the database, and give what is to be written then."""

@@ -1,7 +1,7 @@
 """From an attempt and its pool to the RayJob that runs it: pure, so that what a cluster is sent can be read and tested.
 
 A training's driver runs on the head, which has no CPUs for work, and each worker pod holds as many workers as fit on a
-node. A job that is one process is its own driver, so it gets a cluster of the head alone with what the process needs:
+node. A job that is one process runs beside its driver, so it gets a cluster of the head alone with what that needs:
 one pod to schedule instead of two, and the loss of the head ends the job in either case.
 """
 

@@ -159,15 +159,17 @@ class ControlStore(StoreBase):
             if not change.quiet or record.attempt is None:
                 raise ValueError(f"job {record.job.id}: {change} is more than what a driver says of itself")
         written = set[str]()
-        for start in range(0, len(changes), AT_ONCE):
-            written |= self._apply_quiet(lease, [_evolved(*both) for both in changes[start : start + AT_ONCE]])
+        # In the order in which a study's jobs are locked too.
+        ordered = sorted(changes, key=lambda both: both[0].job.id)
+        for start in range(0, len(ordered), AT_ONCE):
+            written |= self._apply_quiet(lease, [_evolved(*both) for both in ordered[start : start + AT_ONCE]])
         return written
 
     def _apply_quiet(self, lease: Lease, records: Sequence[JobRecord]) -> set[str]:
         now = self._now()
         write_jobs = (
             update(JobRow)
-            .where(JobRow.id == bindparam("of_job"), JobRow.version == bindparam("at_version") - 1)
+            .where(JobRow.id == bindparam("of_job"))
             .values(version=bindparam("at_version"), progress=bindparam("new_progress"), updated_at=now)
         )
         write_attempts = (
@@ -176,20 +178,15 @@ class ControlStore(StoreBase):
             .values(beat=bindparam("beat_"), beat_seen_at=bindparam("beat_seen"), restarts=bindparam("new_restarts"))
         )
         ids = [record.job.id for record in records]
-        mine = select(JobRow.id, JobRow.version).where(JobRow.id.in_(ids), JobRow.updated_at == now)
+        locked = select(JobRow.id, JobRow.version).where(JobRow.id.in_(ids)).order_by(JobRow.id).with_for_update()
         with self._write() as session:
             _check_fence(session, lease)
-            session.connection().execute(
-                write_jobs,
-                [
-                    {"of_job": record.job.id, "at_version": record.version, "new_progress": record.job.progress}
-                    for record in records
-                ],
-            )
-            versions = {job: version for job, version in session.execute(mine)}
-            written = [record for record in records if versions.get(record.job.id) == record.version]
+            versions = {job: version for job, version in session.execute(locked)}
+            written = [record for record in records if versions.get(record.job.id) == record.version - 1]
             if written:
-                session.connection().execute(write_attempts, [_said(record) for record in written])
+                said = [_said(record) for record in written]
+                session.connection().execute(write_jobs, [job for job, _ in said])
+                session.connection().execute(write_attempts, [attempt for _, attempt in said])
         for record in written:
             # Not to be read and parsed again by the next tick.
             self._live[record.job.id] = replace(record, job=record.job.model_copy(update={"updated_at": now}))
@@ -210,15 +207,13 @@ def _evolved(record: JobRecord, change: Change) -> JobRecord:
     )
 
 
-def _said(record: JobRecord) -> dict[str, Any]:
+def _said(record: JobRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is bound to the statements above."""
     assert record.attempt is not None
-    return {
-        "of_job": record.job.id,
-        "of_number": record.attempt.attempt.number,
-        "beat_": record.attempt.beat,
-        "beat_seen": record.attempt.beat_seen_at,
-        "new_restarts": record.attempt.attempt.restarts,
-    }
+    tried = record.attempt.attempt
+    job = {"of_job": record.job.id, "at_version": record.version, "new_progress": record.job.progress}
+    beat = {"beat_": record.attempt.beat, "beat_seen": record.attempt.beat_seen_at}
+    return job, {"of_job": record.job.id, "of_number": tried.number, "new_restarts": tried.restarts, **beat}
 
 
 def _held(lease: Lease) -> tuple[Any, ...]:

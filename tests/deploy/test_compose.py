@@ -87,9 +87,11 @@ def test_volumes_and_files_exist() -> None:
 
 def test_every_setting_is_one_that_its_program_reads() -> None:
     control_plane = {f"RESFORGE_{name.upper()}" for name in Settings.model_fields}
-    told = TrainerSettings.from_environment({"RESFORGE_S3_ENDPOINT": "x", "RESFORGE_SCRATCH": "/y"})
-    assert (told.s3_endpoint, told.scratch) == ("x", Path("/y"))
-    trainer = {"RESFORGE_S3_ENDPOINT", "RESFORGE_SCRATCH"}
+    told = TrainerSettings.from_environment(
+        {"RESFORGE_S3_ENDPOINT": "x", "RESFORGE_SCRATCH": "/y", "RESFORGE_WARM_S": "7.5"}
+    )
+    assert (told.s3_endpoint, told.scratch, told.warm_s) == ("x", Path("/y"), 7.5)
+    trainer = {"RESFORGE_S3_ENDPOINT", "RESFORGE_SCRATCH", "RESFORGE_WARM_S"}
     for name, service in SERVICES.items():
         known = trainer if name.startswith("ray-") else control_plane
         given = {key for key in service.get("environment", {}) if key.startswith("RESFORGE_")}

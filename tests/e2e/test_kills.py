@@ -19,9 +19,6 @@ pytestmark = pytest.mark.stack
 LAST = SMALL["training"]["steps"]
 
 
-ENDS = set[str]()  # SHA-256 of the weights that the jobs ended with: one, whoever died
-
-
 def _moments(count: int) -> list[int]:
     """That many steps, in order, at which somebody dies."""
     seed = random.SystemRandom().randrange(2**32)
@@ -30,11 +27,10 @@ def _moments(count: int) -> list[int]:
     return steps
 
 
-def _ended_well(client: Client, job_id: str) -> tuple[Job, list[Attempt]]:
+def _ended_well(client: Client, job_id: str) -> tuple[Job, list[Attempt], str]:
+    """The job, its attempts, and the SHA-256 of the weights that it ended with."""
     job = client.wait(job_id, 240)
     assert job.state == "SUCCEEDED", job.message
-    ENDS.add(final_weights(client, job_id))
-    assert len(ENDS) == 1
     attempts = client.attempts(job_id)
     assert [attempt.number for attempt in attempts] == list(range(1, job.attempts + 1))
     assert [attempt.state for attempt in attempts].count("SUCCEEDED") == 1
@@ -46,7 +42,7 @@ def _ended_well(client: Client, job_id: str) -> tuple[Job, list[Attempt]]:
     assert len(ends) == 1
     steps = {point.step for point in client.metrics(job_id) if isinstance(point, TrainEntry)}
     assert steps == set(range(1, LAST + 1))
-    return job, attempts
+    return job, attempts, final_weights(client, job_id)
 
 
 def _another(stack: EmbeddedStack, part: str, pid: int) -> bool:
@@ -54,14 +50,26 @@ def _another(stack: EmbeddedStack, part: str, pid: int) -> bool:
     return now["state"] == "ready" and now["pid"] != pid
 
 
-def test_killed_services_are_not_noticed_by_the_training(stack: EmbeddedStack, client: Client) -> None:
+@pytest.fixture(scope="module")
+def services_died(stack: EmbeddedStack) -> tuple[Job, str]:
+    """A job whose API and controller were killed, and the weights that it ended with."""
+    with stack.client() as client:
+        return _without_services(stack, client)
+
+
+def _without_services(stack: EmbeddedStack, client: Client) -> tuple[Job, str]:
     job = client.submit(SMALL)
     reach(client, job.id, *_moments(1))
     before = {part: stack.part(part)["pid"] for part in ("api", "controller")}
     for pid in before.values():  # both at once: nobody is left to answer or to decide while the training goes on
         os.kill(pid, signal.SIGKILL)
     until(lambda: all(_another(stack, part, pid) for part, pid in before.items()), within_s=60, what="others")
-    job, _ = _ended_well(client, job.id)
+    job, _, weights = _ended_well(client, job.id)
+    return job, weights
+
+
+def test_killed_services_are_not_noticed_by_the_training(services_died: tuple[Job, str]) -> None:
+    job, _ = services_died
     assert job.attempts == 1
     assert job.progress is not None
     assert job.progress.restarts == 0
@@ -74,7 +82,7 @@ def _workers(client: Client, job_id: str) -> list[int]:
 
 
 def test_a_killed_worker_is_replaced_inside_the_attempt_and_a_killed_driver_by_another_attempt(
-    stack: EmbeddedStack, client: Client
+    stack: EmbeddedStack, client: Client, services_died: tuple[Job, str]
 ) -> None:
     job = client.submit(SMALL)
     workers_die, driver_dies = _moments(2)
@@ -84,6 +92,7 @@ def test_a_killed_worker_is_replaced_inside_the_attempt_and_a_killed_driver_by_a
     os.kill(random.SystemRandom().choice(pids), signal.SIGKILL)
     reach(client, job.id, driver_dies, restarts=1)
     driver(stack, job.id).kill()
-    job, (first, second) = _ended_well(client, job.id)
+    job, (first, second), weights = _ended_well(client, job.id)
+    assert weights == services_died[1]  # to the last bit what an undisturbed worker ends with
     assert (first.state, first.reason, first.restarts) == ("LOST", "DriverLost", 1)
     assert (second.resume_from, second.restarts) == ((1,), 0)

@@ -76,11 +76,13 @@ def drive(s3: S3Server, job: str, drivers: list[Driver], scratch: Path, warm_s: 
 def warm_process(scratch: Path) -> psutil.Process:
     """The warm process of that folder: of those with its command line, the one whose parent has another."""
 
-    def serves(process: psutil.Process) -> bool:
-        return "trainer.warm" in (line := process.cmdline()) and any(word.startswith(str(scratch)) for word in line)
-
-    found = [process for process in psutil.process_iter() if serves(process)]
-    [process] = [process for process in found if not serves(process.parent() or psutil.Process())]
+    lines = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    found = [
+        process
+        for process, line in lines.items()
+        if "trainer.warm" in line and any(word.startswith(str(scratch)) for word in line)
+    ]
+    [process] = [process for process in found if process.parent() not in found]
     return process
 
 

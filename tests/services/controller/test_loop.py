@@ -210,6 +210,23 @@ def test_silence_while_nobody_looked_proves_nothing(stage: Stage) -> None:
     assert stage.launcher.stops == {}
 
 
+def test_what_was_read_late_in_a_long_look_was_no_silence(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, job = stage.controller(heartbeat_timeout_s=60, lease_s=1000), stage.submit()
+    driver, observe = stage.running(controller, job), stage.launcher.observe
+
+    def slow(name: str) -> Any:
+        stage.clock.turn(65)
+        driver.heartbeat()
+        return observe(name)
+
+    with monkeypatch.context() as context:
+        context.setattr(stage.launcher, "observe", slow)
+        controller.tick()
+    stage.clock.turn(2)
+    controller.tick()
+    assert stage.launcher.stops == {}
+
+
 def test_a_tick_longer_than_the_lease_is_no_gap(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.launcher.machines = [Node(8, 0, 8, 0)]
     controller = stage.controller(heartbeat_timeout_s=60, lease_s=10)
