@@ -52,7 +52,6 @@ ENV PATH=/opt/resforge/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
     HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
     RESFORGE_SCRATCH=/scratch \
-    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_AUTH_MODE=token

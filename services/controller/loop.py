@@ -39,7 +39,7 @@ from services.controller.decide import (
 )
 from services.controller.fit import FitAnswer, Waiting, admit, driver_needs, gang_of
 from services.controller.leadership import Leadership
-from services.controller.metrics import ControllerMetrics, all_nodes, watch_capacity
+from services.controller.metrics import ControllerMetrics, watch_capacity
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
 from services.controller.sources import Sources, sources_of
@@ -80,7 +80,7 @@ def run(settings: Settings) -> None:
     launcher = launcher_of(settings)
     try:
         controller = Controller(store, objects, launcher, settings, metrics=metrics)
-        watch_capacity(lambda: all_nodes(metrics.measured(launcher)), metrics, lambda: controller.leads, stop)
+        watch_capacity(metrics.measured(launcher).capacity, metrics, lambda: controller.leads, stop)
         controller.run(stop)
     finally:
         launcher.close()

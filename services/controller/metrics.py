@@ -114,13 +114,15 @@ class ControllerMetrics(Instruments):
         return cast(Launcher, _Measured(launcher, lambda *told: self._launcher.labels(*told[:2]).observe(told[2])))
 
     def live(self, records: Iterable[JobRecord]) -> None:
-        """Add up what live jobs have and want."""
-        allocated, wanted = [], []
+        """Add up what live jobs have and want; what was submitted and waits in Kueue's queue is wanted."""
+        allocated, wanted = list[Gang](), list[Gang]()
         for record in records:
-            if record.attempt is not None and record.attempt.attempt.state not in ATTEMPT_TERMINAL:
-                allocated.append(gang_of(record.job.spec))
+            attempt, gang = record.attempt, gang_of(record.job.spec)
+            if attempt is not None and attempt.attempt.state not in ATTEMPT_TERMINAL:
+                queued = attempt.beat is None and record.job.reason is Reason.NO_CAPACITY
+                (wanted if queued else allocated).append(gang)
             elif record.job.state in WAITING:
-                wanted.append(gang_of(record.job.spec))
+                wanted.append(gang)
         for gauge, gangs in ((self._allocated, allocated), (self._wanted, wanted)):
             gauge.labels("cpu").set(sum(_cpus(gang) for gang in gangs))
             gauge.labels("gpu").set(sum(_gpus(gang) for gang in gangs))
@@ -155,12 +157,6 @@ def first_step_after(record: JobRecord, change: Change) -> float | None:
         return None
     seconds: float = (after.at - attempt.attempt.created_at).total_seconds()
     return max(0.0, seconds)
-
-
-def all_nodes(launcher: Launcher) -> list[Node] | None:
-    """The machines of all pools that tell theirs; None if none does, since others queue for them."""
-    told = [nodes for pool in launcher.pools() if (nodes := launcher.nodes(pool)) is not None]
-    return [node for nodes in told for node in nodes] if told else None
 
 
 def watch_capacity(

@@ -109,6 +109,10 @@ class Launcher(Protocol):
         """
         ...
 
+    def capacity(self) -> list[Node]:
+        """The machines of all pools that there are or may be, whoever queues for them."""
+        return [node for pool in self.pools() for node in self.nodes(pool) or ()]
+
     def submit(self, request: LaunchRequest) -> None:
         """Start the attempt; harmless when it was started already.
 

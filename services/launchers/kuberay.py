@@ -24,7 +24,7 @@ from services.launchers.base import (
 from services.launchers.cluster_view import View
 from services.launchers.diagnosis import Loss, deleted_at, diagnose, vanished
 from services.launchers.kube import EVENTS, PODS, RAY_JOBS, WORKLOADS, Kube, KubeError
-from services.launchers.pools import Pools
+from services.launchers.pools import Pool, Pools
 from services.launchers.rayjob import ATTEMPT, BUCKET, JOB, KIND, House, rayjob
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,10 @@ class KubeRay(Launcher):
         self._check()
         if found.queue is not None:
             return None
-        cpus, gpus = found.cpus_per_node, found.gpus_per_node
-        return [Node(cpus=cpus, gpus=gpus, free_cpus=cpus, free_gpus=gpus)] * found.max_nodes
+        return _all_of(found)
+
+    def capacity(self) -> list[Node]:
+        return [node for pool in self._pools.pools for node in _all_of(pool)]
 
     def submit(self, request: LaunchRequest) -> None:
         pool = self._pools.find(request.pool)
@@ -246,3 +248,8 @@ def _owner(workload: Object) -> str:
     """The RayJob that a workload stands for."""
     owners = workload["metadata"].get("ownerReferences") or ()
     return next((str(item["name"]) for item in owners if item.get("kind") == KIND), "")
+
+
+def _all_of(pool: Pool) -> list[Node]:
+    cpus, gpus = pool.cpus_per_node, pool.gpus_per_node
+    return [Node(cpus=cpus, gpus=gpus, free_cpus=cpus, free_gpus=gpus)] * pool.max_nodes

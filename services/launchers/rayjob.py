@@ -20,6 +20,8 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 NODE_TYPE = "ray.io/node-type"  # KubeRay's label on pods: head or worker
 
 # The head runs Ray's own services, the driver and Ray Train's controller, and no training.
+# Raylet and /dev/shm of a pod of workers, and torch in each: less would be killed at once.
+POD_MEMORY_GIB, WORKER_MEMORY_GIB = 2.0, 1.0
 HEAD_CPUS, HEAD_MEMORY_GIB, HEAD_SHM_GIB = 1.0, 4.0, 1.0
 OBJECT_STORE_BYTES = 512 << 20  # our data don't pass through it; the default would be 30% of the memory
 USER = 1000
@@ -154,7 +156,9 @@ class _Build:
     def _group(self, name: str, gang: Gang, pods: int, each: int, share: float) -> dict[str, Any]:
         """Pods of `each` workers, which take `share` of a node that is full of such workers."""
         cpus, gpus = each * gang.cpus_per_worker, each * gang.gpus_per_worker
-        template = self._pod(cpus, gpus, self.pool.memory_gib_per_node * share, self._shm(share), on_pool=True)
+        least = POD_MEMORY_GIB + each * WORKER_MEMORY_GIB
+        memory = min(max(least, self.pool.memory_gib_per_node * share), self.pool.memory_gib_per_node)
+        template = self._pod(cpus, gpus, memory, self._shm(share), on_pool=True)
         container = template["spec"]["containers"][0]
         container["ports"] = _ports(metrics=8080)
         for resource, amount in self.pool.extra_resources.items():

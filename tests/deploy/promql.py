@@ -54,6 +54,14 @@ def names(expr: str) -> set[str]:
     return set(re.findall(r"\b(?:ray_)?resforge_\w+", expr))
 
 
+def compared(expr: str) -> list[str]:
+    """What an alert looks at: the sides of its comparisons that ask for series, without the comparison."""
+    clauses = re.split(r"\s+and\s+", expr.strip())
+    sides = [side.strip() for clause in clauses for side in re.split(r"\s(?:==|!=|>=|<=|>|<)\s", clause)]
+    asked = [re.sub(r"^absent\((.*)\)$", r"\1", side, flags=re.S) for side in sides]
+    return [side for side in asked if re.search(r"[a-z_:]\w*\{|resforge", side)]
+
+
 def anchors() -> set[str]:
     """The anchors of docs/operations.md, made of its headings as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", RUNBOOKS.read_text(), re.M)

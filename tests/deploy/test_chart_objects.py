@@ -438,7 +438,41 @@ def test_migrations_are_a_hook_or_a_job_with_a_name_for_each_version() -> None:
         job({"migrations": {"hook": False}, "images": {"services": {"tag": tag}}}) for tag in ("1.0", "1.1")
     )
     assert "annotations" not in plain["metadata"]
-    assert plain["metadata"]["name"] != other["metadata"]["name"]
+    changes: list[dict[str, Any]] = [
+        {}, {"commonLabels": {"a": "b"}}, {"objectStorage": {"bucket": "other"}}, {"images": {"pullSecrets": ["key"]}},
+        {"pods": {"extraEnv": [{"name": "A", "value": "b"}]}},
+    ]  # fmt: skip
+    made = [plain, other, *(job(merge({"migrations": {"hook": False}}, change)) for change in changes)]
+    pods = {item["metadata"]["name"]: item["spec"]["template"] for item in made}
+    assert len(pods) == len(made)  # each pod has its own name, since a Job can't be changed
+    assert job({"migrations": {"hook": False}}) == made[2]
+
+
+def test_alerts_and_panels_lead_to_where_the_docs_are_served() -> None:
+    monitoring = {"monitoring": {"enabled": True, "docsUrl": "https://docs.example.com/resforge/"}}
+    objects = parsed(render(merge(LEAST, monitoring)))
+    [rule] = of(objects, "PrometheusRule")
+    links = [item["annotations"]["runbook_url"] for group in rule["spec"]["groups"] for item in group["rules"]
+             if "alert" in item]  # fmt: skip
+    assert links
+    assert all(link.startswith("https://docs.example.com/resforge/operations.md#resforge") for link in links)
+    boards = [
+        text for item in of(objects, "ConfigMap") for name, text in item["data"].items() if name.endswith(".json")
+    ]
+    assert len(boards) == 3
+    assert all("https://docs.example.com/resforge" in text and "/public/resforge-docs" not in text for text in boards)
+
+
+def test_targets_have_the_names_that_the_rules_know() -> None:
+    objects = parsed(render(merge(LEAST, {"monitoring": {"enabled": True}, "fullnameOverride": "training"})))
+    endpoints = [
+        endpoint
+        for item in (*of(objects, "ServiceMonitor"), *of(objects, "PodMonitor"))
+        for endpoint in item["spec"].get("endpoints") or item["spec"]["podMetricsEndpoints"]
+    ]
+    told = [rule["replacement"] for endpoint in endpoints for rule in endpoint["relabelings"]]
+    assert len(told) == len(endpoints)
+    assert set(told) == {"resforge-api", "resforge-controller", "resforge-ray"}
 
 
 def test_selectors_stay_in_an_upgrade() -> None:

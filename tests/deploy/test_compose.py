@@ -42,7 +42,7 @@ def document(**environment: str) -> dict[str, Any]:
 
 COMPOSE = document()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name for name, service in SERVICES.items() if "build" in service}
+OURS = {name for name, service in SERVICES.items() if service["image"].startswith("resforge/")}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -129,6 +129,11 @@ def test_images_are_pinned_and_ours_are_of_this_version() -> None:
         assert re.search(r"\d+\.\d+", tag), f"{name}: {service['image']}"
         if name in OURS:
             assert tag.startswith(resforge.__version__)
+
+
+def test_each_of_our_images_is_built_by_one_service() -> None:
+    built = [service["image"] for service in SERVICES.values() if "build" in service]
+    assert sorted(built) == sorted({SERVICES[name]["image"] for name in OURS})
 
 
 def test_our_containers_are_hardened() -> None:

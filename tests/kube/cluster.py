@@ -232,7 +232,7 @@ class Cluster:
         self.api.edit("pods", pod, change)
 
     def _drive(self, name: str, job: Object) -> None:
-        """Submit the driver where it does not run, and replace lost pods."""
+        """Submit the driver where it does not run. Lost pods stay lost: ours are not to be replaced in an attempt."""
         there = set(self.pods(name))
         if not any(pod.endswith("-head") for pod in there):
             return

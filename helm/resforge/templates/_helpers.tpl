@@ -96,6 +96,12 @@ metadata:
   {{- end }}
 # A pod that talks to the Kubernetes API says so itself.
 automountServiceAccountToken: false
+{{- if and (eq $component "jobs") $root.Values.jobs.imagePullSecrets }}
+imagePullSecrets:
+  {{- range $root.Values.jobs.imagePullSecrets }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -92,8 +93,10 @@ def test_what_live_jobs_have_and_want_adds_up() -> None:
         record(S.QUEUED, spec=spec),
         record(S.RECOVERING, A.LOST, spec=spec),
     ]
-    metrics.live(records)
-    for state, jobs in (("allocated", 2), ("wanted", 2)):
+    queued = record(S.STARTING, A.SUBMITTED, spec=spec)  # in Kueue
+    queued = replace(queued, job=queued.job.model_copy(update={"reason": Reason.NO_CAPACITY}))
+    metrics.live([*records, queued])
+    for state, jobs in (("allocated", 2), ("wanted", 3)):
         assert sample(metrics, f'resforge_resources_{state}{{resource="gpu"}}') == jobs * 4
         assert sample(metrics, f'resforge_resources_{state}{{resource="cpu"}}') == jobs * 32
     metrics.live([])

@@ -12,7 +12,7 @@ from services.launchers import cluster_view, diagnosis
 from services.launchers.base import LauncherUnavailable, LaunchRefused, Node, Observation, PoolUnknown
 from services.launchers.kuberay import KubeRay
 from tests.kube.server import OPERATOR
-from tests.services.launchers.kube_stage import NAME, POOLS, KubeStage, house, kube_stage, request, wait_for
+from tests.services.launchers.kube_stage import NAME, PLAIN, POOLS, KubeStage, house, kube_stage, request, wait_for
 
 OTHER = "job-zzzzzzzz2222-3"
 
@@ -271,6 +271,12 @@ def test_too_many_requests_are_followed_by_silence(stage: KubeStage, monkeypatch
     stage.launcher._pause = (0.0, "")
     stage.launcher.submit(request())
     stage.phase("running")
+
+
+def test_capacity_counts_the_nodes_of_all_pools(stage: KubeStage) -> None:
+    assert stage.launcher.nodes("queued") is None
+    machines = stage.launcher.capacity()
+    assert sum(node.gpus for node in machines) == 2 * PLAIN.max_nodes * PLAIN.gpus_per_node
 
 
 def test_what_the_api_refuses_for_good(stage: KubeStage) -> None:
