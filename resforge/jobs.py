@@ -179,6 +179,7 @@ class Attempt(Resource):
     restarts: int = Field(default=0, description="Times that the workers were replaced inside this attempt.")
     created_at: datetime
     submitted_at: datetime | None = None
+    admitted_at: datetime | None = Field(default=None, description="When no queue of the cluster's held it any more.")
     running_at: datetime | None = None
     finished_at: datetime | None = None
 

@@ -185,7 +185,11 @@ HTTP_SECONDS = Metric(
 )
 HTTP_STREAMS = Metric("resforge_http_streams", "gauge", "Event streams open now.")
 JOBS = Metric("resforge_jobs", "gauge", "Jobs by state.", ("state",))
-QUEUE_OLDEST = Metric("resforge_queue_oldest_seconds", "gauge", "Age of the oldest job in QUEUED; 0 where none waits.")
+QUEUE_OLDEST = Metric(
+    "resforge_queue_oldest_seconds",
+    "gauge",
+    "Age of the oldest job that waits for its first attempt, in QUEUED or in Kueue's queue; 0 where none does.",
+)
 CONTROLLER_TICK_AGE = Metric(
     "resforge_controller_tick_age_seconds", "gauge", "Seconds since a controller last finished a tick."
 )
@@ -213,13 +217,13 @@ LAUNCHER_SECONDS = Metric(
 QUEUE_SECONDS = Metric(
     "resforge_job_queue_seconds",
     "histogram",
-    "Seconds from a job's submission until its first attempt was started.",
+    "Seconds from a job's submission until its first attempt was started, and no queue of Kueue's held it any more.",
     buckets=(1, 5, 15, 60, 300, 900, _HOUR, 4 * _HOUR, 12 * _HOUR, 24 * _HOUR, 72 * _HOUR),
 )
 FIRST_STEP_SECONDS = Metric(
     "resforge_job_first_step_seconds",
     "histogram",
-    "Seconds from the start of a job's first attempt to its first reported step.",
+    "Seconds from the start of a job's first attempt, outside of any queue, to its first reported step.",
     buckets=(5, 10, 20, 30, 60, 120, 300, 600, 1200, _HOUR),
 )
 JOBS_ENDED = Metric("resforge_jobs_ended_total", "counter", "Jobs that ended.", ("state", "reason"))

@@ -157,6 +157,7 @@ class Heartbeat(Document):
     beat: int
     every_s: float
     restarts: int = 0
+    leaves: bool = Field(default=False, description="The driver's pod is to end, and the workers are to stop.")
 
 
 class Control(Document):

@@ -149,7 +149,7 @@ def run_api() -> None:
 def run_controller() -> None:
     """Bring jobs to where they should be until it is told to stop. Several may run; one acts."""
     from services.controller.loop import run
-    from services.controller.metrics import MetricsPortTaken
+    from services.controller.port import MetricsPortTaken
 
     settings = _settings()
     _log(settings)

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     trainer_env_secret: str | None = Field(
         default=None, description="A secret whose keys become the pods' environment. Left out: workload identity."
     )
+    trainer_s3_region: str | None = Field(
+        default=None, description="The region of object storage, for the pods. Left out: the cloud's own way."
+    )
     tick_s: float = Field(default=0.5, gt=0, description="Seconds between two looks of the controller at its jobs.")
     lease_s: float = Field(default=10.0, gt=0, description="A controller that is silent for so long is replaced.")
     heartbeat_timeout_s: float = Field(default=60.0, gt=0, description="A driver silent for so long is lost.")

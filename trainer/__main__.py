@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ def main() -> int:
 def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
     """Drive the attempt and end this process; returns only where the arguments are wrong."""
     from trainer.console import shipped
+    from trainer.pod import Pod
     from trainer.streams import Shipper
 
     place = urlsplit(uri)
@@ -53,7 +55,7 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
     store = ObjectStore(place.netloc, endpoint=settings.s3_endpoint)
     prefix = JobPrefix(place.path.strip("/") + "/")
     keys = prefix.attempt(attempt)
-    beats, ended = 0, None
+    beats, ended, pod = 0, None, Pod(settings.pod)
 
     def beat(shipper: Shipper) -> None:
         nonlocal beats, ended
@@ -63,9 +65,11 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         if ended is not None and time.monotonic() - ended > LINGER_S:  # Ray's end of the workers hangs
             store.put(keys.result, store.get(keys.verdict), "application/json")
             os._exit(4)
-        heartbeat = Heartbeat(at=datetime.now(UTC), beat=beats, every_s=1.0)
+        heartbeat = Heartbeat(at=datetime.now(UTC), beat=beats, every_s=1.0, leaves=pod.ends)
         shipper.document(keys.heartbeat, heartbeat)
 
+    at_work = ExitStack()
+    at_work.enter_context(pod.at_work())  # until this process ends
     with Shipper(store, keys, every=beat) as shipper, shipped(shipper, attempt):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s driver %(levelname)s %(name)s: %(message)s")
         result = None

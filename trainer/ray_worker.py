@@ -27,7 +27,9 @@ def train(config: WorkerConfig) -> None:
     import torch
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
+    from trainer.pod import Pod
     from trainer.ray_metrics import Gauges
+    from trainer.settings import TrainerSettings
     from trainer.worker import Place, run
 
     context = ray.train.get_context()
@@ -47,6 +49,7 @@ def train(config: WorkerConfig) -> None:
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
+        pod=Pod(TrainerSettings.from_environment().pod),  # this node's, not the driver's
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from resforge.jobs import Reason
 from resforge.metrics import (
     CHECKPOINT_FAILURES,
     CHECKPOINTS,
@@ -48,6 +49,7 @@ class Run:
         evaluation: the newest evaluation, if it was made at `step`.
         phases: where this worker's time goes.
         stop: agreed by all ranks: end after this step.
+        preempted: the stop is for a pod that is to end, and nobody asked the job to.
     """
 
     store: ObjectStore
@@ -65,6 +67,7 @@ class Run:
     step: int = 0
     restarts: int = 0
     stop: bool = False
+    preempted: bool = False
     evaluation: EvalPoint | None = None
     phases: Phases = field(default_factory=Phases)
     _progress: dict[str, object] = field(default_factory=dict)
@@ -163,9 +166,12 @@ class Run:
         self.event("TrainingEnded", f"{outcome} at step {self.step} of {self.total_steps}", step=self.step)
         self.shipper.close()  # so that no line comes after the verdict
         top = best(list_checkpoints(self.store, self.prefix, self.told))
+        taken = outcome == "stopped" and self.preempted
         verdict = Result(
             at=datetime.now(UTC),
             outcome=outcome,
+            reason=Reason.PREEMPTED if taken else None,
+            message=f"A pod of it was to end, so it stopped at step {self.step}, with a checkpoint." if taken else "",
             step=self.step,
             evaluation=top.manifest.evaluation if top else None,
         )

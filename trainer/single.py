@@ -27,6 +27,7 @@ from resforge.s3 import ObjectStore, StorageError
 from resforge.storage import JobDocument, JobPrefix, Result
 from trainer import warm
 from trainer.lean import import_lightning
+from trainer.pod import Pod
 from trainer.settings import TrainerSettings
 from trainer.streams import Shipper
 
@@ -166,6 +167,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
         strategy=DDPStrategy(),
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
+        pod=Pod(settings.pod),
     )
     run(store, prefix, attempt, place, cache=settings.scratch / "data")
 

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from trainer.data.splits import open_split
 from trainer.errors import OutOfMemory, TrainingFault
 from trainer.initial import described, freeze_backbone, initial_network
 from trainer.models import build
+from trainer.pod import Pod
 from trainer.run import Export, Run
 from trainer.streams import Shipper
 
@@ -56,6 +57,7 @@ class Place:
         device: what it trains on.
         strategy, environment: Lightning's, for the process group that stands already.
         export: hands metrics to whatever collects them. Every rank exports its own; rank 0 also the job's.
+        pod: where the worker learns that its pod is to end.
         devices, nodes: Lightning's: workers on this node, and nodes. Under Ray each worker is its own.
     """
 
@@ -65,6 +67,7 @@ class Place:
     strategy: DDPStrategy
     environment: ClusterEnvironment
     export: Export
+    pod: Pod = field(default_factory=Pod)
     devices: int = 1
     nodes: int = 1
 
@@ -86,7 +89,11 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     job = JobDocument.model_validate_json(store.get(prefix.spec))
     told = AttemptDocument.model_validate_json(store.get(keys.attempt))
     try:
-        with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper, _memory_named():
+        with (
+            place.pod.at_work(),
+            Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper,
+            _memory_named(),
+        ):
             _train(store, prefix, job, told, place, shipper, cache)
     except TrainingFault as fault:
         logger.error("%s: %s", fault.reason, fault)
@@ -180,7 +187,7 @@ def _train(
             Evaluation(run, tests, held_out_split, own),
             Schedule(run),
             Checkpointing(run, normalisation.state()),
-            Control(run),
+            Control(run, place.pod),
         ],
         logger=False,
         enable_checkpointing=False,

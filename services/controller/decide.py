@@ -379,6 +379,9 @@ def _seen(case: _Case) -> Change:
         job["progress"] = progress
     if heartbeat is not None and heartbeat.beat != attempt.beat:
         values |= {"beat": heartbeat.beat, "beat_seen_at": case.now}
+    seen = case.observed.launcher
+    if attempt.attempt.admitted_at is None and seen is not None and seen.phase != "absent" and not seen.queued:
+        values["admitted_at"] = case.now
     restarts = max(item.restarts if item is not None else 0 for item in (heartbeat, progress))
     if restarts > attempt.attempt.restarts:
         values["restarts"] = restarts

@@ -42,6 +42,7 @@ from services.controller.leadership import Leadership
 from services.controller.metrics import ControllerMetrics, watch_capacity
 from services.controller.observe import Look, Watch
 from services.controller.outcomes import condition, refused
+from services.controller.port import serve
 from services.controller.sources import Sources, sources_of
 from services.errors import Fenced, Stale, StoreUnavailable
 from services.launchers.base import Gang, Launcher, LauncherUnavailable, LaunchRefused, LaunchRequest, PoolUnknown
@@ -69,7 +70,7 @@ def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     metrics = ControllerMetrics()
-    metrics.serve(settings)
+    serve(metrics.registry, metrics.pulse, settings)
     engine = connect(settings.database_url)
     store = JobStore(engine, observe=metrics.database)
     store.check()
@@ -107,6 +108,7 @@ def launcher_of(settings: Settings) -> RayJobs | KubeRay:
         bucket=settings.s3_bucket,
         env_secret=settings.trainer_env_secret,
         s3_endpoint=settings.s3_endpoint,
+        s3_region=settings.trainer_s3_region,
         grace_s=settings.stop_grace_s,
     )
     return KubeRay(pools, house, api=settings.kube_api)
@@ -154,6 +156,7 @@ class Controller:
         """Tick until `stop` is set, then give the lease back."""
         try:
             while not stop.is_set():
+                self._metrics.pulse.beat()
                 pause = self._settings.tick_s
                 try:
                     if not self.tick(stop):
@@ -185,7 +188,7 @@ class Controller:
         if not self._lead():
             return False
         try:
-            self._watch.awake(self._clock())
+            self._awake()
             records = self._store.live_jobs()
             self._keep()
             self._metrics.live(records)
@@ -211,7 +214,11 @@ class Controller:
 
     def _keep(self) -> None:
         self._leadership.keep()
+        self._awake()
+
+    def _awake(self) -> None:
         self._watch.awake(self._clock())
+        self._metrics.pulse.beat()
 
     def _lead(self) -> bool:
         leads = self._leadership.take()
@@ -308,7 +315,7 @@ class Controller:
             for name in self._launcher.leftovers(live):
                 # An attempt is written down before it is submitted, so a holder of the lease knows of all that live.
                 self._leadership.confirm()
-                self._watch.awake(self._clock())
+                self._awake()
                 self._launcher.stop(name)
         except LauncherUnavailable as error:
             logger.info("what is left of ended attempts can't be removed now: %s", error)
@@ -343,7 +350,7 @@ class Controller:
             return
         for record, change in quiet:
             if record.job.id in written:
-                self._metrics.changed(record, change, self._clock())
+                self._metrics.changed(record, change)
                 self._metrics.acted(Apply(change))
 
     @contextmanager
@@ -416,7 +423,7 @@ class Controller:
     def _write(self, record: JobRecord, change: Change) -> None:
         if change != Change():
             self._store.apply(self._leadership.lease, record, change)
-            self._metrics.changed(record, change, self._clock())
+            self._metrics.changed(record, change)
 
 
 def _prefix(record: JobRecord) -> JobPrefix:

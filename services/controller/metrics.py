@@ -5,10 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any, cast, get_args
-
-from prometheus_client import start_http_server
 
 from resforge.jobs import ATTEMPT_TERMINAL, TERMINAL, AttemptState, JobState, Reason
 from resforge.metrics import (
@@ -27,9 +24,9 @@ from resforge.metrics import (
 )
 from services.controller.decide import WAITING, Action
 from services.controller.fit import gang_of
+from services.controller.port import Pulse
 from services.instruments import Instruments
 from services.launchers.base import Gang, Launcher, LauncherError, LauncherUnavailable, LaunchRefused, Node
-from services.settings import Settings
 from services.store.records import Change, JobRecord
 
 logger = logging.getLogger(__name__)
@@ -42,15 +39,12 @@ NO_REASON = "none"
 CAPACITY_EVERY_S = 15.0
 
 
-class MetricsPortTaken(Exception):
-    """The metrics port can't be listened on."""
-
-
 class ControllerMetrics(Instruments):
     """A registry of its own with everything that the controller measures."""
 
     def __init__(self) -> None:
         super().__init__("controller")
+        self.pulse = Pulse()
         self._leader = self.gauge(CONTROLLER_LEADER)
         self._ticks = self.histogram(CONTROLLER_TICK_SECONDS)
         self._actions = self.counter(CONTROLLER_ACTIONS)
@@ -74,22 +68,6 @@ class ControllerMetrics(Instruments):
         for ending in ATTEMPT_TERMINAL:
             for reason in _reasons(ending):
                 self._attempts.labels(ending, reason)
-
-    def serve(self, settings: Settings) -> None:
-        """Serve them on the metrics port, if there is one, for as long as the process lives.
-
-        Raises:
-            MetricsPortTaken: the port can't be listened on.
-        """
-        if not settings.metrics_port:
-            return
-        try:
-            start_http_server(settings.metrics_port, settings.host, registry=self.registry)
-        except OSError as error:
-            where = f"{settings.host}:{settings.metrics_port}"
-            raise MetricsPortTaken(
-                f"{where} can't be listened on: {error.strerror}; name a free port, or 0 for none"
-            ) from error
 
     def ticked(self, seconds: float) -> None:
         """A tick has come to its end."""
@@ -119,8 +97,9 @@ class ControllerMetrics(Instruments):
         for record in records:
             attempt, gang = record.attempt, gang_of(record.job.spec)
             if attempt is not None and attempt.attempt.state not in ATTEMPT_TERMINAL:
-                queued = attempt.beat is None and record.job.reason is Reason.NO_CAPACITY
-                (wanted if queued else allocated).append(gang)
+                tried = attempt.attempt
+                held = tried.state is AttemptState.SUBMITTED and tried.admitted_at is None
+                (wanted if held else allocated).append(gang)
             elif record.job.state in WAITING:
                 wanted.append(gang)
         for gauge, gangs in ((self._allocated, allocated), (self._wanted, wanted)):
@@ -135,27 +114,29 @@ class ControllerMetrics(Instruments):
             self._capacity.labels("cpu").set(sum(node.cpus for node in nodes))
             self._capacity.labels("gpu").set(sum(node.gpus for node in nodes))
 
-    def changed(self, record: JobRecord, change: Change, now: datetime) -> None:
+    def changed(self, record: JobRecord, change: Change) -> None:
         """Count what a change that was written has ended or begun."""
         state, attempt_state = change.job.get("state"), change.attempt.get("state")
         if state in TERMINAL:
             self._jobs.labels(state, change.job.get("reason") or NO_REASON).inc()
         if attempt_state in ATTEMPT_TERMINAL:
             self._attempts.labels(attempt_state, change.attempt.get("reason") or NO_REASON).inc()
-        if change.new_attempt is not None and change.new_attempt.number == 1:
-            self._queue.observe(max(0.0, (now - record.job.created_at).total_seconds()))
+        admitted = change.attempt.get("admitted_at")
+        if admitted is not None and record.attempt is not None and record.attempt.attempt.number == 1:
+            self._queue.observe(max(0.0, (admitted - record.job.created_at).total_seconds()))
         if (waited := first_step_after(record, change)) is not None:
             self._first_step.observe(waited)
 
 
 def first_step_after(record: JobRecord, change: Change) -> float | None:
-    """Seconds from the first attempt's start to its first step, if this change brings the news of that."""
+    """Seconds from the first attempt's admission to its first step, if this change brings the news of that."""
     before, after, attempt = record.job.progress, change.job.get("progress"), record.attempt
     if after is None or attempt is None or after.attempt != 1 or after.step == 0:
         return None
     if before is not None and (before.attempt, before.step) != (1, 0):
         return None
-    seconds: float = (after.at - attempt.attempt.created_at).total_seconds()
+    since = change.attempt.get("admitted_at") or attempt.attempt.admitted_at or attempt.attempt.created_at
+    seconds: float = (after.at - since).total_seconds()
     return max(0.0, seconds)
 
 

@@ -63,8 +63,9 @@ class Observation:
     Attributes:
         reason: why it has ended, or what keeps it pending, where the launcher can tell. Of an attempt that runs: what
             it has lost in the last minutes, such as a node.
-        queued: it was taken, and is held back until there is room for it.
-        since: when a pending attempt was given all that it waited for, where the launcher can tell.
+        queued: it was taken, and is held in a queue of the cluster's.
+        since: when a pending attempt was given all that it waited for, where the launcher can tell; now, while it waits
+            for nodes.
     """
 
     phase: Phase

@@ -94,7 +94,7 @@ def diagnose(
         return Observation("running", "It is being removed.")
     if rayjob["spec"].get("suspend"):
         return _suspended(workload)
-    return _running(status, pods, seen, now) if phase == "Running" else _pending(status, pods, note)
+    return _running(status, pods, seen, now) if phase == "Running" else _pending(status, pods, note, now)
 
 
 def loss_of(pod: Object, now: datetime) -> Loss | None:
@@ -205,7 +205,7 @@ def _suspended(workload: Object | None) -> Observation:
     return Observation("pending", "It waits in Kueue's queue.", Reason.NO_CAPACITY, queued=True)
 
 
-def _pending(status: Object, pods: Sequence[Object], note: str) -> Observation:
+def _pending(status: Object, pods: Sequence[Object], note: str, now: datetime) -> Observation:
     """An attempt whose pods do not all run yet, and the most telling of what keeps them."""
     since = _time(status.get("startTime"))
     unscheduled: list[tuple[str, str]] = []
@@ -227,7 +227,7 @@ def _pending(status: Object, pods: Sequence[Object], note: str) -> Observation:
     if unscheduled:
         name, message = unscheduled[0]
         text = f"{len(unscheduled)} of {len(pods)} pods can't be scheduled; {name}: {message}"
-        return Observation("pending", text[:_MESSAGE_LIMIT], Reason.UNSCHEDULABLE, queued=True)
+        return Observation("pending", text[:_MESSAGE_LIMIT], Reason.UNSCHEDULABLE, since=now)
     if note:
         return Observation("pending", note[:_MESSAGE_LIMIT], Reason.UNSCHEDULABLE, since=since)
     return Observation("pending", _said(status), since=since)

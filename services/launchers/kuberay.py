@@ -97,7 +97,7 @@ class KubeRay(Launcher):
         if pool is None:
             raise PoolUnknown(f"there is no pool {request.pool} any more; there are: {self._pools.names}")
         try:
-            manifest = rayjob(request, pool, self._house)
+            manifest = rayjob(request, pool, self._house, self._pools.heads)
         except ValueError as error:
             raise LaunchRefused(str(error)) from error
         try:

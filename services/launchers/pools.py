@@ -138,10 +138,18 @@ class Pool(_Strict):
         return "workers", message
 
 
+class Heads(_Strict):
+    """Where the Ray heads of gangs run, which do no training: anywhere, if nothing is said."""
+
+    node_selector: dict[Qualified, LabelText] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+
+
 class Pools(_Strict):
     """The pools that there are. A job that names none is for the first."""
 
     pools: tuple[Pool, ...]
+    heads: Heads = Heads()
 
     @model_validator(mode="after")
     def _some_with_names_of_their_own(self) -> Self:

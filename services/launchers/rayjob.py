@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.launchers.base import Gang, LaunchRequest
-from services.launchers.pools import GPU, Pool, Toleration
+from services.launchers.pools import GPU, Heads, Pool, Toleration
 
 GROUP, VERSION, KIND, PLURAL = "ray.io", "v1", "RayJob", "rayjobs"
 DOMAIN = "resforge.dev"
@@ -25,10 +25,12 @@ POD_MEMORY_GIB, WORKER_MEMORY_GIB = 2.0, 1.0
 HEAD_CPUS, HEAD_MEMORY_GIB, HEAD_SHM_GIB = 1.0, 4.0, 1.0
 OBJECT_STORE_BYTES = 512 << 20  # our data don't pass through it; the default would be 30% of the memory
 USER = 1000
+ANYWHERE = Heads()
 # Kubernetes' default is to wait for 5 minutes before it gives up what ran on a node that does not answer.
 GONE_NODE_S = 60
 # For a controller that is away: it removes a RayJob as soon as it has settled the attempt.
 TTL_S = 600
+END_S = 10  # for Ray's own processes to end, after the training has
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class House:
     Attributes:
         namespace: where RayJobs live; None for the configuration's own.
         bucket: where the service keeps its jobs; tells its RayJobs from those of another in the same namespace.
-        grace_s: how long a pod may take to end.
+        grace_s: how long the training in a pod that is to end may go on, until it has written a checkpoint.
     """
 
     namespace: str | None
@@ -49,10 +51,11 @@ class House:
     bucket: str
     env_secret: str | None = None
     s3_endpoint: str | None = None
+    s3_region: str | None = None
     grace_s: float = 60.0
 
 
-def rayjob(request: LaunchRequest, pool: Pool, house: House) -> dict[str, Any]:
+def rayjob(request: LaunchRequest, pool: Pool, house: House, heads: Heads = ANYWHERE) -> dict[str, Any]:
     """The manifest of an attempt's RayJob.
 
     Raises:
@@ -61,7 +64,7 @@ def rayjob(request: LaunchRequest, pool: Pool, house: House) -> dict[str, Any]:
     gang = request.gang
     if gang is not None and pool.workers_per_node(gang) < 1:
         raise ValueError(f"no node of pool {pool.name} holds a worker with what this job asks for")
-    build = _Build(request, pool, house)
+    build = _Build(request, pool, house, heads)
     job_labels = {**build.labels, **({QUEUE: pool.queue} if pool.queue else {})}
     cluster: dict[str, Any] = {
         "rayVersion": house.ray_version,
@@ -113,6 +116,7 @@ class _Build:
     request: LaunchRequest
     pool: Pool
     house: House
+    heads: Heads
 
     @property
     def labels(self) -> dict[str, str]:
@@ -128,7 +132,7 @@ class _Build:
         }
 
     def head(self) -> dict[str, Any]:
-        """The head: on the cluster's general nodes for a gang, and on the pool's for a job of one process."""
+        """The head: on the nodes for heads for a gang, and on the pool's for a job of one process."""
         request = self.request
         alone = request.gang is None
         if alone:
@@ -179,6 +183,7 @@ class _Build:
 
     def _pod(self, cpus: float, gpus: int, memory_gib: float, shm_gib: float, *, on_pool: bool) -> dict[str, Any]:
         house, pool = self.house, self.pool
+        place = pool if on_pool else self.heads
         resources = {"cpu": f"{math.ceil(cpus * 1000 - 1e-6)}m", "memory": _mebibytes(memory_gib)}
         if gpus:
             resources[GPU] = str(gpus)
@@ -193,6 +198,8 @@ class _Build:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"], **({"add": ["IPC_LOCK"]} if pool.ipc_lock and on_pool else {})},
             },
+            # A drain or a preemption lets the training write a checkpoint before it ends the pod.
+            "lifecycle": {"preStop": {"exec": {"command": ["python", "-m", "trainer.pod", str(self._notice_s)]}}},
             "volumeMounts": [
                 {"name": "shm", "mountPath": "/dev/shm"},
                 {"name": "tmp", "mountPath": "/tmp"},
@@ -206,7 +213,7 @@ class _Build:
             "automountServiceAccountToken": False,  # Ray's pods ask Kubernetes for nothing
             "enableServiceLinks": False,
             "restartPolicy": "Never",  # a head that starts again in place has forgotten its driver
-            "terminationGracePeriodSeconds": max(1, math.ceil(house.grace_s)),
+            "terminationGracePeriodSeconds": self._notice_s + END_S,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER,
@@ -215,26 +222,32 @@ class _Build:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [container],
-            "tolerations": [*(_toleration(item) for item in pool.tolerations if on_pool), *_GONE_NODE],
+            "tolerations": [*(_toleration(item) for item in place.tolerations), *_GONE_NODE],
             "volumes": [
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _mebibytes(shm_gib)}},
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "scratch", **self._scratch(on_pool)},
             ],
         }
-        if on_pool and pool.node_selector:
-            spec["nodeSelector"] = dict(pool.node_selector)
+        if place.node_selector:
+            spec["nodeSelector"] = dict(place.node_selector)
         if pool.priority_class:
             spec["priorityClassName"] = pool.priority_class
         return {"metadata": {"labels": self.labels}, "spec": spec}
+
+    @property
+    def _notice_s(self) -> int:
+        return max(1, math.ceil(self.house.grace_s))
 
     def _shm(self, share: float) -> float:
         return max(HEAD_SHM_GIB, self.pool.shared_memory_gib * min(1.0, share))
 
     def _env(self) -> list[dict[str, str]]:
-        env = {"HOME": "/tmp", "RESFORGE_SCRATCH": "/scratch"}
+        env = {"HOME": "/tmp", "RESFORGE_SCRATCH": "/scratch", "RESFORGE_POD": "/tmp/pod"}
         if self.house.s3_endpoint:
             env["RESFORGE_S3_ENDPOINT"] = self.house.s3_endpoint
+        if self.house.s3_region:
+            env["AWS_DEFAULT_REGION"] = self.house.s3_region
         return [{"name": name, "value": value} for name, value in env.items()]
 
     def _scratch(self, on_pool: bool) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def attempt_of(row: AttemptRow) -> Attempt:
             "restarts": row.restarts,
             "created_at": row.created_at,
             "submitted_at": row.submitted_at,
+            "admitted_at": row.admitted_at,
             "running_at": row.running_at,
             "finished_at": row.finished_at,
         }

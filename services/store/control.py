@@ -24,8 +24,8 @@ JOB_COLUMNS = frozenset(
     | {"error_failures", "infrastructure_failures", "events_cursor"}
 )
 ATTEMPT_COLUMNS = frozenset(
-    {"state", "reason", "message", "resume_from", "restarts", "submitted_at", "running_at", "finished_at"}
-    | {"beat", "beat_seen_at", "stop_requested_at", "stop_reason"}
+    {"state", "reason", "message", "resume_from", "restarts", "submitted_at", "admitted_at", "running_at"}
+    | {"finished_at", "beat", "beat_seen_at", "stop_requested_at", "stop_reason"}
 )
 
 S = TypeVar("S", bound=StrEnum)

@@ -7,7 +7,7 @@ holds no other I/O.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import func, literal, select, tuple_
+from sqlalchemy import and_, exists, func, literal, or_, select, tuple_
 
 from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState, Reason
 from resforge.spec import CommonSpec
@@ -203,9 +203,13 @@ class JobStore(AccessStore, ControlStore, StudyStore):
         return {state: found.get(state, 0) for state in JobState}
 
     def oldest_queued(self) -> datetime | None:
-        """When the job in QUEUED that came first was submitted; None where none waits."""
+        """When the oldest job was submitted that waits for its first attempt, here or in a queue of the cluster's."""
+        held = exists().where(AttemptRow.job_id == JobRow.id, AttemptRow.number == 1, AttemptRow.admitted_at.is_(None))
+        waits = or_(
+            JobRow.state == JobState.QUEUED, and_(JobRow.state == JobState.STARTING, JobRow.attempts == 1, held)
+        )
         with self._read() as session:
-            return session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
+            return session.scalar(select(func.min(JobRow.created_at)).where(waits))
 
     def source(self, project: str, job_id: str) -> tuple[Job, DatasetInfo]:
         """A job and the data set that it was submitted with.

@@ -218,6 +218,7 @@ class AttemptRow(Base):
     beat_seen_at: Mapped[datetime | None]
     stop_requested_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None]
+    admitted_at: Mapped[datetime | None]
 
 
 class EventRow(Base):

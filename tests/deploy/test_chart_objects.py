@@ -1,6 +1,11 @@
 """What the chart makes: valid objects that fit together, with no more rights and no more openings than they need."""
 
+import io
+import json
 import re
+import ssl
+import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ import pytest
 import yaml
 
 from services.launchers.base import Gang, LaunchRequest
-from services.launchers.pools import Pool, load_pools
+from services.launchers.pools import Heads, Pool, Pools, load_pools
 from services.launchers.rayjob import HEAD_CPUS, HEAD_MEMORY_GIB, QUEUE, House, rayjob
 from services.settings import Settings
 from tests.deploy import schemas
@@ -18,7 +23,7 @@ from tests.deploy.helm import CHART, Object, merge, pod_templates, render
 from tests.deploy.helm import objects as parsed
 from tests.deploy.options import SCHEMA
 from tests.deploy.pod_security import violations
-from tests.deploy.valuesets import LEAST, OUTSIDE, POOL, SETS
+from tests.deploy.valuesets import HEADS, LEAST, OUTSIDE, POOL, SETS
 from tests.kube.schemas import needs_crds, pod_specs
 from tests.kube.server import ROLE
 
@@ -128,6 +133,65 @@ def test_roles_allow_no_more_than_is_listed(objects: list[Object]) -> None:
 def test_the_role_is_the_one_that_the_launcher_is_tested_with() -> None:
     """The stand-in API server of the launcher's tests refuses all that this file does not allow."""
     assert the(rendered("gpu"), "Role", "resforge-controller")["rules"] == yaml.safe_load(ROLE.read_text())["rules"]
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "removed", "told"),
+    [
+        ("outside", None, None, ""),
+        ("least", None, None, ""),
+        ("outside", None, ("workloads", "list"), "may not list kueue.x-k8s.io/workloads"),
+        ("outside", ("rayjobs", "patch"), None, "may patch ray.io/rayjobs"),
+        (
+            "least",
+            ("pods", "deletecollection"),
+            ("events", "watch"),
+            "may not watch /events; may deletecollection /pods",
+        ),
+    ],
+)
+def test_what_helm_test_asks_of_the_role(
+    name: str,
+    added: tuple[str, str] | None,
+    removed: tuple[str, str] | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program of the pod, asking a server that answers by the chart's Role, or by one that is not quite it."""
+    allowed = {
+        (group, resource, verb)
+        for rule in the(rendered(name), "Role", "resforge-controller")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    groups = {"pods": "", "events": "", "rayjobs": "ray.io", "workloads": "kueue.x-k8s.io"}
+    allowed |= {(groups[added[0]], *added)} if added else set()
+    allowed -= {(groups[removed[0]], *removed)} if removed else set()
+
+    def answer(request: urllib.request.Request, **_: Any) -> io.BytesIO:
+        assert request.full_url == "https://10.0.0.1:443/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        assert isinstance(request.data, bytes)
+        asked = json.loads(request.data)["spec"]["resourceAttributes"]
+        assert asked["namespace"] == pod["args"][0]
+        whole = f"{asked['resource']}/{asked['subresource']}" if asked["subresource"] else asked["resource"]
+        may = (asked["group"], whole, asked["verb"]) in allowed
+        return io.BytesIO(json.dumps({"status": {"allowed": may}}).encode())
+
+    [pod] = the(rendered(name), "Pod", "resforge-test-rights")["spec"]["containers"]
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    monkeypatch.setattr(ssl, "create_default_context", lambda **_: None)
+    monkeypatch.setattr(Path, "read_text", lambda _: "a token")
+    monkeypatch.setattr(sys, "argv", ["-c", *pod["args"]])
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    program = compile(pod["command"][2], "test_rights.py", "exec")
+    if not told:
+        exec(program, {})
+        return
+    with pytest.raises(SystemExit) as ended:
+        exec(program, {})
+    assert ended.value.code == f"in {pod['args'][0]} the controller's account {told}"
 
 
 def test_the_controllers_role_holds_where_jobs_live_and_for_it_alone(objects: list[Object]) -> None:
@@ -426,7 +490,7 @@ def test_changed_pools_restart_the_services() -> None:
 
 def test_the_pools_file_says_what_the_values_say() -> None:
     config = the(rendered("outside"), "ConfigMap", "resforge-pools")
-    assert yaml.safe_load(config["data"]["pools.yaml"]) == {"pools": [POOL]}
+    assert yaml.safe_load(config["data"]["pools.yaml"]) == {"pools": [POOL], "heads": HEADS}
 
 
 def test_migrations_are_a_hook_or_a_job_with_a_name_for_each_version() -> None:
@@ -492,11 +556,11 @@ def env_of(name: str) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in container["env"]}
 
 
-def pools_of(name: str, folder: Path) -> tuple[Pool, ...]:
+def pools_of(name: str, folder: Path) -> Pools:
     """The pools as the services read them."""
     path = folder / "pools.yaml"
     path.write_text(the(rendered(name), "ConfigMap", "resforge-pools")["data"]["pools.yaml"])
-    return load_pools(path).pools
+    return load_pools(path)
 
 
 def jobs_of(name: str, folder: Path) -> list[tuple[Pool, Object]]:
@@ -511,22 +575,24 @@ def jobs_of(name: str, folder: Path) -> list[tuple[Pool, Object]]:
         bucket=env["RESFORGE_S3_BUCKET"],
         env_secret=env.get("RESFORGE_TRAINER_ENV_SECRET"),
         s3_endpoint=env.get("RESFORGE_S3_ENDPOINT"),
+        s3_region=env["RESFORGE_TRAINER_S3_REGION"],
     )
-    made = []
-    for pool in pools_of(name, folder):
+    made, pools = [], pools_of(name, folder)
+    for pool in pools.pools:
         gang = Gang(2, 1.0, min(1, pool.gpus_per_node))
         request = LaunchRequest("job-1", "s3://training/demo/job", 1, gang=gang, pool=pool.name, project="demo")
-        made.append((pool, rayjob(request, pool, house)))
+        made.append((pool, rayjob(request, pool, house, pools.heads)))
     return made
 
 
 def test_the_schema_knows_the_fields_of_a_pool() -> None:
     assert SCHEMA["properties"]["pools"]["items"]["properties"].keys() == Pool.model_fields.keys()
+    assert SCHEMA["properties"]["heads"]["properties"].keys() == Heads.model_fields.keys()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_services_accept_the_pools(name: str, tmp_path: Path) -> None:
-    assert [pool.name for pool in pools_of(name, tmp_path)]
+    assert [pool.name for pool in pools_of(name, tmp_path).pools]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -560,6 +626,22 @@ def test_the_quota_for_heads_is_what_heads_ask_for() -> None:
     }
     assert heads["cpu"] == f"{64 * HEAD_CPUS:g}"
     assert heads["memory"] == f"{64 * HEAD_MEMORY_GIB:g}Gi"
+
+
+def test_heads_run_where_they_may_and_trainers_know_their_region(tmp_path: Path) -> None:
+    [(_, job)] = jobs_of("outside", tmp_path)
+    head, workers = pod_specs(job)
+    toleration = {"key": "example.com/heads", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+    assert head["nodeSelector"] == HEADS["node_selector"] != workers["nodeSelector"]
+    assert toleration in head["tolerations"]
+    assert toleration not in workers["tolerations"]
+    for spec in (head, workers):
+        assert {"name": "AWS_DEFAULT_REGION", "value": "eu-central-1"} in spec["containers"][0]["env"]
+    flavors = {item["metadata"]["name"]: item["spec"] for item in of(rendered("outside"), "ResourceFlavor")}
+    # Kueue matches pods with flavors by these, so workers never take what is for heads.
+    assert flavors["resforge-heads"] == {"nodeLabels": HEADS["node_selector"], "tolerations": [toleration]}
+    assert flavors["resforge-pool-gpu"]["nodeLabels"] == workers["nodeSelector"]
+    assert "nodeSelector" not in pod_specs(jobs_of("least", tmp_path)[0][1])[0]
 
 
 # ---- queues

@@ -22,6 +22,13 @@ POOL: dict[str, Any] = {
     "deadline_s": 86400,
 }
 
+HEADS: dict[str, Any] = {
+    "node_selector": {"example.com/pool": "heads"},
+    "tolerations": [
+        {"key": "example.com/heads", "operator": "Exists", "effect": "NoExecute", "toleration_seconds": 60}
+    ],
+}
+
 PEERS: list[dict[str, Any]] = [
     {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
     {"namespaceSelector": {"matchLabels": {"team": "data"}}, "podSelector": {"matchLabels": {"app": "db"}}},
@@ -34,6 +41,7 @@ OUTSIDE: dict[str, Any] = {
         "bucket": "training",
         "endpoint": "https://s3.internal",
         "publicEndpoint": "https://s3.public",
+        "region": "eu-central-1",
         "existingSecret": "s3-keys",
         "trainerExistingSecret": "trainer-s3-keys",
     },
@@ -49,6 +57,7 @@ OUTSIDE: dict[str, Any] = {
     },
     "jobs": {"namespace": "training", "createNamespace": True},
     "pools": [POOL],
+    "heads": HEADS,
     "kueue": {"enabled": True},
     "ingress": {"enabled": True, "className": "traefik", "host": "api.example.com", "tlsSecret": "api-tls"},
     "gateway": {

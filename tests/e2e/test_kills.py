@@ -13,6 +13,7 @@ from resforge.resources import TrainEntry
 from tests.e2e.following import SMALL, driver, final_weights, reach
 from tests.embedded import EmbeddedStack
 from tests.services.local.waiting import until
+from tests.trainer.test_pod import hook
 
 pytestmark = pytest.mark.stack
 
@@ -81,18 +82,27 @@ def _workers(client: Client, job_id: str) -> list[int]:
     return [int(words[words.index("process") + 1]) for words in lines]
 
 
-def test_a_killed_worker_is_replaced_inside_the_attempt_and_a_killed_driver_by_another_attempt(
+def test_a_killed_worker_is_replaced_a_killed_driver_has_a_successor_and_a_pod_that_ends_costs_no_step(
     stack: EmbeddedStack, client: Client, services_died: tuple[Job, str]
 ) -> None:
     job = client.submit(SMALL)
-    workers_die, driver_dies = _moments(2)
+    workers_die, driver_dies, pod_ends = _moments(3)
     reach(client, job.id, workers_die)
     pids = until(lambda: len(found := _workers(client, job.id)) == 2 and found, what="both workers in the logs")
     assert set(pids) <= {member.pid for member in stack.members()}
     os.kill(random.SystemRandom().choice(pids), signal.SIGKILL)
     reach(client, job.id, driver_dies, restarts=1)
     driver(stack, job.id).kill()
-    job, (first, second), weights = _ended_well(client, job.id)
+    reach(client, job.id, pod_ends, attempt=2)
+    pod = stack.path / "pod"
+    with hook(pod) as ending:  # what Kubernetes runs in the pod
+        assert ending.wait(60) == 0  # driver and workers have ended
+    (pod / "ends").unlink()  # the next pod has a folder of its own
+    job, (first, second, third), weights = _ended_well(client, job.id)
     assert weights == services_died[1]  # to the last bit what an undisturbed worker ends with
     assert (first.state, first.reason, first.restarts) == ("LOST", "DriverLost", 1)
-    assert (second.resume_from, second.restarts) == ((1,), 0)
+    assert (second.state, second.reason, second.resume_from) == ("STOPPED", "Preempted", (1,))
+    assert (third.resume_from, third.restarts) == ((1, 2), 0)
+    told = [event.message for event in client.events(job.id) if event.attempt == 3 and event.type == "Resumed"]
+    step = int(second.message.split("stopped at step ")[1].split(",")[0])
+    assert told == [f"going on from step {step}, written by attempt 2"]

@@ -56,12 +56,14 @@ def run_gang(
     resume_from: Sequence[int] = (),
     kill: Kill | None = None,
     exports: Path | None = None,
+    pods: Path | None = None,
     timeout_s: float = 120,
 ) -> Result | None:
     """Run one attempt to its end, or until a kill brings the gang down; its verdict, if it left one.
 
     When one worker dies, the others are killed too, as Ray Train does. With `exports`, a folder, each rank adds what it
-    exports to the file of its number there, a line of JSON each time.
+    exports to the file of its number there, a line of JSON each time. With `pods`, each rank is in a pod of its own,
+    whose folder there has its number.
     """
     store = s3.store()
     keys = prefix.attempt(attempt)
@@ -86,6 +88,7 @@ def run_gang(
                 cache,
                 kill,
                 exports,
+                pods,
             ),
             daemon=True,
         )
@@ -111,12 +114,14 @@ def run_gang(
 def _work(
     rank: int, workers: int, port: int, pids: Any, endpoint: str, environment: dict[str, str], bucket: str,
     prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None, exports: Path | None,
+    pods: Path | None,
 ) -> None:  # fmt: skip
     import torch
     import torch.distributed as dist
     from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer.pod import Pod
     from trainer.worker import Place, run
 
     logging.basicConfig(level=logging.WARNING)
@@ -152,7 +157,7 @@ def _work(
 
     place = Place(
         rank=rank, workers=workers, device=torch.device("cpu"), strategy=DDPStrategy(), environment=Environment(),
-        export=export, devices=workers,
+        export=export, devices=workers, pod=Pod(pods / str(rank) if pods else None),
     )  # fmt: skip
     try:
         run(ObjectStore(bucket, endpoint=endpoint), prefix, attempt, place, cache=cache)

@@ -3,15 +3,17 @@
 import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from resforge.metrics import POINT, TrainPoint
-from resforge.storage import WEIGHTS, AttemptDocument, Control, Stream, latest, list_checkpoints, read_stream
+from resforge.storage import WEIGHTS, AttemptDocument, Control, Heartbeat, Stream, latest, list_checkpoints, read_stream
 from tests.s3 import S3Server, start_s3
 from tests.services.local.waiting import until
 from tests.trainer.gang import Kill, run_gang, write_job
+from tests.trainer.test_pod import hook
 from tests.trainer.test_resume import STEPS, small_spec
 from trainer.checkpoints import newest_verified
 
@@ -74,6 +76,31 @@ def test_asked_to_stop_it_stops_at_a_step_with_a_checkpoint(s3: S3Server, cache:
     assert last is not None
     assert last.manifest.step == result.step > 0
     assert not last.manifest.final
+
+
+@pytest.mark.parametrize("whose", ["a worker's", "the driver's"])
+def test_a_pod_that_is_to_end_leaves_a_checkpoint_of_the_step_reached(
+    s3: S3Server, cache: Path, tmp_path: Path, whose: str
+) -> None:
+    store = s3.store()
+    long = {"global_batch": 32, "steps": 100_000, "log_every_steps": 1, "seed": 7}
+    prefix = write_job(store, small_spec(2, training=long), f"ends-{whose[:5].strip()}")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_gang, s3, prefix, 1, 2, cache=cache, pods=tmp_path)
+        until(lambda: store.find(prefix.attempt(1).progress), within_s=60, what="a training")
+        if whose == "a worker's":
+            with hook(tmp_path / "1") as ending:  # not rank 0, which writes it
+                assert ending.wait(60) == 0  # only once the training has ended
+        else:
+            told = Heartbeat(at=datetime.now(UTC), beat=1, every_s=1.0, leaves=True)
+            store.put(prefix.attempt(1).heartbeat, told.to_bytes())
+        result = running.result()
+    assert result is not None
+    assert (result.outcome, result.reason) == ("stopped", "Preempted")
+    assert result.message == f"A pod of it was to end, so it stopped at step {result.step}, with a checkpoint."
+    last = latest(list_checkpoints(store, prefix, [1]))
+    assert last is not None
+    assert last.manifest.step == result.step > 0
 
 
 def test_another_number_of_workers_goes_on_where_the_first_stopped(s3: S3Server, cache: Path) -> None:

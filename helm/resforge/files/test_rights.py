@@ -1,4 +1,7 @@
-"""Run by `helm test` as the controller's account: ask the API server what it may do in the jobs' namespace, argv[1]."""
+"""Run by `helm test` as the controller's account: ask the API server what it may do in the jobs' namespace, argv[1].
+
+With argv[2], `kueue`, it must be able to read Kueue's workloads too.
+"""
 
 import json
 import os
@@ -11,14 +14,17 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 NEEDED = (
     *(("ray.io", "rayjobs", verb) for verb in ("get", "list", "watch", "create", "delete")),
     *(("", resource, verb) for resource in ("pods", "events") for verb in ("get", "list", "watch")),
+    *(("kueue.x-k8s.io", "workloads", verb) for verb in ("get", "list", "watch") if "kueue" in sys.argv[2:]),
 )
+WRITES = ("create", "update", "patch", "delete", "deletecollection")
 FORBIDDEN = (
-    ("", "secrets", "get"),
-    ("", "secrets", "list"),
+    *(("ray.io", "rayjobs", verb) for verb in ("update", "patch", "deletecollection")),
+    *(("ray.io", "rayclusters", verb) for verb in WRITES),
+    *(("kueue.x-k8s.io", "workloads", verb) for verb in WRITES),
+    *(("", "pods", verb) for verb in WRITES),
+    *(("", "secrets", verb) for verb in ("get", "list", "watch", *WRITES)),
     ("", "pods/exec", "create"),
-    ("", "pods", "create"),
-    ("", "pods", "delete"),
-    ("ray.io", "rayclusters", "create"),
+    ("", "serviceaccounts/token", "create"),
 )
 
 

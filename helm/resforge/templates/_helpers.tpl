@@ -243,6 +243,8 @@ topologySpreadConstraints:
 {{- end }}
 - name: AWS_DEFAULT_REGION
   value: {{ .Values.objectStorage.region | quote }}
+- name: RESFORGE_TRAINER_S3_REGION
+  value: {{ .Values.objectStorage.region | quote }}
 {{- with include "resforge.s3Secret" . }}
 {{- $secret := . }}
 {{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
@@ -401,6 +403,20 @@ checksum/secrets: {{ toJson $secrets | sha256sum }}
 {{- define "resforge.poolsFile" -}}
 pools:
   {{- toYaml .Values.pools | nindent 2 }}
+heads:
+  {{- toYaml .Values.heads | nindent 2 }}
+{{- end -}}
+
+{{/* The tolerations of a pool, or of heads, in Kubernetes' spelling. */}}
+{{- define "resforge.flavorTolerations" -}}
+{{- with .tolerations }}
+tolerations:
+  {{- range . }}
+  {{- $own := dict }}
+  {{- range $key, $value := . }}{{ $own = set $own (ternary "tolerationSeconds" $key (eq $key "toleration_seconds")) $value }}{{ end }}
+  - {{ toJson $own }}
+  {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* What pods may reach, each a rule of a NetworkPolicy. An empty `to` is anywhere. */}}

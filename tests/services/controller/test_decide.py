@@ -431,6 +431,20 @@ def test_what_keeps_an_attempt_pending_is_shown_and_taken_away() -> None:
     assert action.change.job == {"reason": None, "message": ""}
 
 
+def test_an_attempts_admission_is_written_once() -> None:
+    held = record(J.STARTING, A.SUBMITTED, held=True, reason=Reason.NO_CAPACITY, message="Kueue: no quota")
+    for nothing in (Observed(launcher=QUEUED), Observed(launcher_error="away")):
+        action = decide(held, nothing, after(1), POLICY)
+        assert action is None or "admitted_at" not in action.change.attempt
+    for seen in (Observation("pending", "pulls", Reason.IMAGE_PULL_FAILED), Observation("running")):
+        action = decide(held, Observed(launcher=seen), after(2), POLICY)
+        assert action is not None
+        assert action.change.attempt == {"admitted_at": after(2)}
+        assert not action.change.quiet
+        again = decide(evolve(held, action.change), Observed(launcher=seen), after(3), POLICY)
+        assert again is None or "admitted_at" not in again.change.attempt
+
+
 @pytest.mark.parametrize(
     ("seen", "ended", "reason"),
     [

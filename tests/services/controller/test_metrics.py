@@ -1,10 +1,7 @@
 """What the controller tells of itself: by a real scrape where it serves it, and by what a job's life adds up to."""
 
 import re
-import socket
 import threading
-from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
@@ -15,15 +12,16 @@ from resforge.jobs import Attempt, AttemptState, JobState, Reason
 from resforge.metrics import CONTROLLER_METRICS, Progress
 from resforge.spec import ScalingSpec
 from services.controller import metrics as metrics_module
-from services.controller.metrics import ControllerMetrics, MetricsPortTaken, first_step_after, watch_capacity
+from services.controller.metrics import ControllerMetrics, first_step_after, watch_capacity
+from services.controller.port import serve
 from services.launchers.base import LauncherUnavailable, LaunchRefused, LaunchRequest, Node
 from services.launchers.memory import MemoryLauncher
-from services.settings import Settings
 from services.store.records import Change
 from services.store.store import JobStore
 from tests.s3 import S3Server, free_port
 from tests.services.controller.stage import Stage
-from tests.services.controller.values import SPEC, T0, after, progress, record
+from tests.services.controller.test_port import settings
+from tests.services.controller.values import SPEC, after, progress, record
 from tests.services.exposition import check_exposition
 from tests.services.local.waiting import until
 
@@ -68,18 +66,21 @@ def test_endings_are_counted_by_state_and_reason() -> None:
     assert (sample(metrics, lost), sample(metrics, failed), sample(metrics, done)) == (0, 0, 0)
     running = record(S.RUNNING, A.RUNNING)
     ending = {"state": A.LOST, "reason": Reason.DRIVER_LOST}
-    metrics.changed(running, Change(job={"state": S.RECOVERING, "reason": Reason.DRIVER_LOST}, attempt=ending), T0)
+    metrics.changed(running, Change(job={"state": S.RECOVERING, "reason": Reason.DRIVER_LOST}, attempt=ending))
     assert (sample(metrics, lost), sample(metrics, failed)) == (1, 0)
-    metrics.changed(running, Change(job={"state": S.FAILED, "reason": Reason.DRIVER_LOST}, attempt=ending), T0)
-    metrics.changed(running, Change(job={"state": S.SUCCEEDED}, attempt={"state": A.SUCCEEDED}), T0)
+    metrics.changed(running, Change(job={"state": S.FAILED, "reason": Reason.DRIVER_LOST}, attempt=ending))
+    metrics.changed(running, Change(job={"state": S.SUCCEEDED}, attempt={"state": A.SUCCEEDED}))
     assert (sample(metrics, lost), sample(metrics, failed), sample(metrics, done)) == (2, 1, 1)
 
 
-def test_the_wait_in_the_queue_ends_with_the_first_attempt() -> None:
+def test_the_wait_in_the_queue_ends_with_the_first_attempts_admission() -> None:
     metrics = ControllerMetrics()
+    attempt = Attempt(job="job1", number=1, state=A.PENDING, created_at=after(10))
+    metrics.changed(record(S.QUEUED), Change(job={"state": S.STARTING}, new_attempt=attempt))
+    assert sample(metrics, "resforge_job_queue_seconds_count") == 0  # Kueue may hold it yet
     for number, seconds in ((1, 90.0), (2, 1000.0)):
-        attempt = Attempt(job="job1", number=number, state=A.PENDING, created_at=after(seconds))
-        metrics.changed(record(S.QUEUED), Change(job={"state": S.STARTING}, new_attempt=attempt), after(seconds))
+        held = record(S.STARTING, A.SUBMITTED, number=number, held=True)
+        metrics.changed(held, Change(attempt={"admitted_at": after(seconds)}))
     assert sample(metrics, "resforge_job_queue_seconds_count") == 1
     assert sample(metrics, "resforge_job_queue_seconds_sum") == 90
 
@@ -93,9 +94,7 @@ def test_what_live_jobs_have_and_want_adds_up() -> None:
         record(S.QUEUED, spec=spec),
         record(S.RECOVERING, A.LOST, spec=spec),
     ]
-    queued = record(S.STARTING, A.SUBMITTED, spec=spec)  # in Kueue
-    queued = replace(queued, job=queued.job.model_copy(update={"reason": Reason.NO_CAPACITY}))
-    metrics.live([*records, queued])
+    metrics.live([*records, record(S.STARTING, A.SUBMITTED, spec=spec, held=True)])  # in Kueue's queue
     for state, jobs in (("allocated", 2), ("wanted", 3)):
         assert sample(metrics, f'resforge_resources_{state}{{resource="gpu"}}') == jobs * 4
         assert sample(metrics, f'resforge_resources_{state}{{resource="cpu"}}') == jobs * 32
@@ -143,25 +142,12 @@ def test_capacity_is_what_the_launcher_has_while_this_controller_leads(monkeypat
         stop.set()
 
 
-def settings(**changes: Any) -> Settings:
-    return Settings(database_url="sqlite:///unused", s3_bucket="unused", **changes)
-
-
-def test_a_metrics_port_that_is_taken_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            MetricsPortTaken, match=f"127.0.0.1:{port} can't be listened on: .*; name a free port, or 0"
-        ):
-            ControllerMetrics().serve(settings(metrics_port=port))
-
-
 @pytest.mark.stack
 def test_every_metric_of_the_controller_is_there_and_no_other(
     stage: Stage, s3_server: S3Server, engine_of_stage: Engine
 ) -> None:
     metrics, port = ControllerMetrics(), free_port()
-    metrics.serve(settings(metrics_port=port))
+    serve(metrics.registry, metrics.pulse, settings(metrics_port=port))
     store = JobStore(engine_of_stage, clock=stage.clock, observe=metrics.database)
     objects = s3_server.store(timeout_s=2, attempts=1, observe=metrics.s3)
     controller = stage.controller(store=store, objects=objects, metrics=metrics)

@@ -45,11 +45,15 @@ def record(
     reason: Reason | None = None,
     message: str = "",
     spec: TrainSpec = SPEC,
+    held: bool = False,
     errors: int = 0,
     lost: int = 0,
     **remembered: Any,
 ) -> JobRecord:
-    """A job in this state, whose newest attempt was submitted at T0. `remembered` are columns of AttemptRecord."""
+    """A job in this state, whose newest attempt was submitted at T0, and is in no queue of the cluster's unless `held`.
+
+    `remembered` are columns of AttemptRecord.
+    """
     job = Job(
         id="job1", project="demo", state=state, reason=reason, message=message, spec=spec, cancel_requested=cancel,
         attempts=0 if attempt is None else number, created_at=T0, updated_at=T0,
@@ -59,6 +63,7 @@ def record(
     tried = Attempt(
         job="job1", number=number, state=attempt, created_at=T0, resume_from=tuple(range(1, number)),
         submitted_at=None if attempt is AttemptState.PENDING else T0,
+        admitted_at=None if held or attempt is AttemptState.PENDING else T0,
         running_at=T0 if attempt is AttemptState.RUNNING else None,
     )  # fmt: skip
     return JobRecord(job, 1, DIGITS, AttemptRecord(tried, **remembered), errors, lost)

@@ -10,6 +10,7 @@ from services.launchers.base import Phase
 from services.launchers.diagnosis import Loss, diagnose, loss_of, vanished
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+BEGAN = NOW - timedelta(seconds=100)
 
 
 def ago(seconds: float) -> str:
@@ -111,39 +112,39 @@ def test_kueues_own_words(kueue: dict[str, Any] | None, reason: Reason, words: s
 
 
 @pytest.mark.parametrize(
-    ("pods", "reason", "queued", "words"),
+    ("pods", "reason", "since", "words"),
     [
-        ([pod(phase="Pending")], None, False, ""),
+        ([pod(phase="Pending")], None, BEGAN, ""),
         (
             [pod(phase="Pending", conditions=[condition("PodScheduled", "False", "Unschedulable")]), pod("head")],
             Reason.UNSCHEDULABLE,
-            True,
+            NOW,
             "1 of 2 pods can't be scheduled; j-1-worker: its words",
         ),
         (
             [pod(phase="Pending", conditions=[condition("PodScheduled", "False", "SchedulingGated", "")])],
             Reason.UNSCHEDULABLE,
-            True,
+            NOW,
             "SchedulingGated",
         ),
         (
             [pod(phase="Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such tag"}})],
             Reason.IMAGE_PULL_FAILED,
-            False,
+            BEGAN,
             "can't get the image img: ErrImagePull: no such tag",
         ),
         (
             [pod(phase="Pending", state={"waiting": {"reason": "CreateContainerConfigError", "message": "no secret"}})],
             Reason.UNSCHEDULABLE,
-            False,
+            BEGAN,
             "can't start: CreateContainerConfigError: no secret",
         ),
-        ([pod(phase="Pending", state={"waiting": {"reason": "ContainerCreating"}})], None, False, ""),
+        ([pod(phase="Pending", state={"waiting": {"reason": "ContainerCreating"}})], None, BEGAN, ""),
     ],
 )
-def test_why_it_is_pending(pods: list[dict[str, Any]], reason: Reason | None, queued: bool, words: str) -> None:
+def test_why_it_is_pending(pods: list[dict[str, Any]], reason: Reason | None, since: datetime, words: str) -> None:
     seen = diagnose(job("Initializing", startTime=ago(100)), pods, None, [], NOW)
-    assert (seen.phase, seen.reason, seen.queued) == ("pending", reason, queued)
+    assert (seen.phase, seen.reason, seen.queued, seen.since) == ("pending", reason, False, since)
     assert words in seen.message
 
 

@@ -1,12 +1,13 @@
 """The RayJob of an attempt, by tables, and against the CRD's own schema."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.launchers.base import Gang, LaunchRequest
-from services.launchers.pools import Cache, Pool, Toleration
+from services.launchers.pools import Cache, Heads, Pool, Toleration
 from services.launchers.rayjob import ATTEMPT, JOB, PROJECT, QUEUE, House, rayjob
 from tests.kube.schemas import needs_crds, pod_specs, rayjob_problems
 from tests.services.launchers.example import RAYJOB, example
@@ -85,6 +86,19 @@ def test_a_trainings_head_has_nothing_for_work_and_stays_off_the_pool() -> None:
     assert {"key": "gpu", "operator": "Exists"} in spec["tolerations"]
 
 
+def test_heads_go_where_the_operator_wants_them_and_single_processes_to_their_pool() -> None:
+    heads = Heads(node_selector={"role": "heads"}, tolerations=(Toleration(key="heads", operator="Exists"),))
+    gang, alone = (
+        rayjob(request(gang=gang, **needs), PLAIN, house(), heads)["spec"]["rayClusterSpec"]["headGroupSpec"]
+        for gang, needs in ((GANGS[1], {}), (None, {"cpus": 1.0}))
+    )
+    spec = gang["template"]["spec"]
+    assert spec["nodeSelector"] == {"role": "heads"}
+    assert {"key": "heads", "operator": "Exists"} in spec["tolerations"]
+    assert "nodeSelector" not in alone["template"]["spec"]
+    assert "heads" not in str(alone["template"]["spec"]["tolerations"])
+
+
 def test_a_job_of_one_process_is_a_head_with_what_it_needs() -> None:
     pool = Pool(**{**WHOLE, "tolerations": (), "queue": None})
     manifest = made(pool, gang=None, cpus=4.5, gpus=1)
@@ -135,13 +149,28 @@ def test_pods_keep_to_pod_security_restricted(ipc_lock: bool) -> None:
             assert own["capabilities"].get("add", []) == added
 
 
+def test_a_pod_that_is_to_end_gives_the_training_time_for_a_checkpoint() -> None:
+    manifest = made(home=house(grace_s=90.5))
+    for spec in pod_specs(manifest):
+        (container,) = spec["containers"]
+        assert container["lifecycle"] == {"preStop": {"exec": {"command": ["python", "-m", "trainer.pod", "91"]}}}
+        assert spec["terminationGracePeriodSeconds"] == 91 + 10  # and Ray time to end afterwards
+        folder = next(item["value"] for item in container["env"] if item["name"] == "RESFORGE_POD")
+        mounts = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
+        volumes = {item["name"]: item for item in spec["volumes"]}
+        assert volumes[mounts[str(Path(folder).parent)]] == {"name": "tmp", "emptyDir": {}}  # the pod's own
+
+
 def test_keys_come_by_a_secret_or_not_at_all() -> None:
     plain = pod_specs(made())[0]["containers"][0]
     assert "envFrom" not in plain
-    assert {item["name"] for item in plain["env"]} == {"HOME", "RESFORGE_SCRATCH"}
-    told = pod_specs(made(home=house(env_secret="s3-keys", s3_endpoint="http://s3:9000")))[-1]["containers"][0]
+    assert {item["name"] for item in plain["env"]} == {"HOME", "RESFORGE_SCRATCH", "RESFORGE_POD"}
+    told = pod_specs(made(home=house(env_secret="s3-keys", s3_endpoint="http://s3:9000", s3_region="eu-west-1")))[-1][
+        "containers"
+    ][0]
     assert told["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
     assert {"name": "RESFORGE_S3_ENDPOINT", "value": "http://s3:9000"} in told["env"]
+    assert {"name": "AWS_DEFAULT_REGION", "value": "eu-west-1"} in told["env"]
 
 
 def test_a_worker_that_no_node_holds() -> None:

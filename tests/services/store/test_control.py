@@ -159,6 +159,21 @@ def test_a_live_job_comes_with_its_newest_attempt(harness: Harness) -> None:
     assert harness.store.live_jobs() == [record]
 
 
+def test_the_oldest_that_waits_may_be_in_the_clusters_queue(harness: Harness) -> None:
+    assert harness.store.oldest_queued() is None
+    first, second = harness.submit(), harness.submit()
+    assert harness.store.oldest_queued() == first.job.created_at
+    held = harness.store.apply(
+        harness.lease,
+        harness.start(first),
+        Change(attempt={"state": AttemptState.SUBMITTED, "submitted_at": NOW}),
+    )
+    assert held.job.state is JobState.STARTING
+    assert harness.store.oldest_queued() == first.job.created_at
+    harness.store.apply(harness.lease, held, Change(attempt={"admitted_at": NOW}))
+    assert harness.store.oldest_queued() == second.job.created_at
+
+
 # Changes
 
 
@@ -183,6 +198,7 @@ def test_every_column_that_a_change_sets_is_read_back(harness: Harness) -> None:
         "resume_from": (1, 2),
         "restarts": 3,
         "submitted_at": NOW,
+        "admitted_at": NOW + timedelta(seconds=1),
         "running_at": NOW + timedelta(seconds=2),
         "finished_at": NOW + timedelta(seconds=3),
     }
