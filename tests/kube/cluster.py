@@ -4,13 +4,14 @@ RayJobs go through the transitions of KubeRay 1.7 one step at a time. Tests say 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.launchers.rayjob import NODE_TYPE, QUEUE
-from tests.kube.server import KubeApi, Object, now
+from tests.kube.server import APIS, KubeApi, Object, now
 
 FINALIZER = "ray.io/rayjob-finalizer"
 
@@ -34,7 +35,9 @@ class Cluster:
     on_driver: Callable[[str, str], None] | None = None
     grace_s: float = 0.0
     drivers: list[str] = field(default_factory=list)
-    _made: dict[str, list[str]] = field(default_factory=dict)
+    _made: dict[str, dict[str, str]] = field(default_factory=dict)  # by RayJob: its pods, by what each is for
+    _replaced: Counter[str] = field(default_factory=Counter)
+    _driven: dict[str, tuple[str, str]] = field(default_factory=dict)  # the RayJob and the head that have a driver
 
     def step(self) -> None:
         """Take every RayJob one step further."""
@@ -97,8 +100,14 @@ class Cluster:
 
     def pods(self, name: str, role: str = "") -> list[str]:
         """The pods that a RayJob has now."""
-        made = [pod for pod in self._made.get(name, ()) if self.api.exists("pods", pod)]
-        return sorted(pod for pod in made if role in ("", "head" if pod.endswith("-head") else "worker"))
+        made = [self.api.get("pods", pod) for pod in self._made.get(name, {}).values()]
+        return sorted(
+            pod["metadata"]["name"] for pod in made if pod and role in ("", pod["metadata"]["labels"][NODE_TYPE])
+        )
+
+    def expire(self, name: str) -> None:
+        """A RayJob has ended, and its ttlSecondsAfterFinished are over: its cluster is removed, and it stays."""
+        self._remove_pods(name)
 
     def disrupt(self, pod: str, reason: str, message: str) -> None:
         """A pod is ended by its node or by somebody else's claim, and removed."""
@@ -153,7 +162,7 @@ class Cluster:
             case "Suspended":
                 if not job["spec"].get("suspend"):
                     self._status(name, jobDeploymentStatus="")
-            case "Complete" | "Failed":
+            case "Failed" if status.get("reason") in ("DeadlineExceeded", "PreRunningDeadlineExceeded"):
                 self._remove_pods(name)
 
     def _begin(self, name: str, job: Object) -> None:
@@ -170,48 +179,51 @@ class Cluster:
         self.api.edit("rayjobs", name, change)
         if job["metadata"]["labels"].get(QUEUE) and self.api.get("workloads", f"rayjob-{name}") is None:
             owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": job["metadata"]["uid"]}
-            self.api.create("workloads", {"metadata": {"name": f"rayjob-{name}", "ownerReferences": [owner]}})
+            pod_sets = [
+                {"name": name, "count": count, "template": {"spec": template["spec"]}}
+                for name, count, template in _pod_sets(job)
+            ]
+            spec = {"queueName": job["metadata"]["labels"][QUEUE], "podSets": pod_sets}
+            workload = {"metadata": {"name": f"rayjob-{name}", "ownerReferences": [owner]}, "spec": spec}
+            self.api.create("workloads", {"apiVersion": APIS["workloads"], "kind": "Workload", **workload})
             told = self.message if self.stays.get(name) == "kueue" else "waits"
             self._condition("workloads", f"rayjob-{name}", "QuotaReserved", "False", "Pending", told)
 
     def _start_pods(self, name: str, job: Object) -> None:
-        there = self.pods(name)
-        if not there:
-            if self.stays.get(name) != "pods":
-                self._make_pods(name, job)
-            return
-        ready = True
-        for pod in there:
-            item = self.api.get("pods", pod)
-            if item is not None and item["status"]["phase"] == "Pending":
-                ready = False
-                self._start_pod(name, pod)
-        if ready:
+        if self._all_run(name, job):
             self._status(name, jobDeploymentStatus="Running", jobStatus="PENDING")
 
-    def _make_pods(self, name: str, job: Object) -> None:
-        self._made[name] = []
-        cluster = job["spec"]["rayClusterSpec"]
-        wanted = [("head", cluster["headGroupSpec"], 1)]
-        wanted += [("worker", group, group["replicas"]) for group in cluster.get("workerGroupSpecs", ())]
-        for role, group, count in wanted:
-            for index in range(count):
-                template = group["template"]
-                image = template["spec"]["containers"][0]["image"]
-                labels = {**template["metadata"]["labels"], NODE_TYPE: role, "ray.io/cluster": f"{name}-abcde"}
-                pod = f"{name}-head" if role == "head" else f"{name}-{group['groupName']}-{index}"
-                self._made.setdefault(name, []).append(pod)
-                self.api.create(
-                    "pods",
-                    {
-                        "metadata": {"name": pod, "labels": labels},
-                        "spec": template["spec"],
-                        "status": {
-                            "phase": "Pending",
-                            "containerStatuses": [{"name": "ray", "image": image, "restartCount": 0, "state": {}}],
-                        },
-                    },
-                )
+    def _all_run(self, name: str, job: Object) -> bool:
+        """Whether the cluster has all its pods. Those that it lacks are made, and those that are made are started."""
+        if self.stays.get(name) == "pods":
+            return False
+        made, all_run = self._made.setdefault(name, {}), True
+        for slot, role, template in _wanted(job):
+            pod = self.api.get("pods", made.get(slot, ""))
+            if pod is None:
+                all_run = False
+                self._replaced[name] += slot in made
+                made[slot] = f"{name}-{slot}" + (f"-r{self._replaced[name]}" if slot in made else "")
+                self._make_pod(name, made[slot], role, template)
+            elif pod["status"]["phase"] == "Pending":
+                all_run = False
+                self._start_pod(name, made[slot])
+        return all_run
+
+    def _make_pod(self, name: str, pod: str, role: str, template: Object) -> None:
+        image = template["spec"]["containers"][0]["image"]
+        labels = {**template["metadata"]["labels"], NODE_TYPE: role, "ray.io/cluster": f"{name}-abcde"}
+        self.api.create(
+            "pods",
+            {
+                "metadata": {"name": pod, "labels": labels},
+                "spec": template["spec"],
+                "status": {
+                    "phase": "Pending",
+                    "containerStatuses": [{"name": "ray", "image": image, "restartCount": 0, "state": {}}],
+                },
+            },
+        )
 
     def _start_pod(self, name: str, pod: str) -> None:
         stays = self.stays.get(name)
@@ -232,15 +244,19 @@ class Cluster:
         self.api.edit("pods", pod, change)
 
     def _drive(self, name: str, job: Object) -> None:
-        """Submit the driver where it does not run. Lost pods stay lost: ours are not to be replaced in an attempt."""
-        there = set(self.pods(name))
-        if not any(pod.endswith("-head") for pod in there):
+        """Replace lost pods, and submit the driver where the head does not know it."""
+        self._all_run(name, job)
+        head = self.api.get("pods", self._made[name]["head"])
+        if head is None or head["status"]["phase"] != "Running":
             return
-        if job["status"].get("jobStatus") == "PENDING":
-            self._status(name, jobStatus="RUNNING", rayJobInfo={"startTime": now()})
-            self.drivers.append(name)
-            if self.on_driver is not None:
-                self.on_driver(name, job["spec"]["entrypoint"])
+        uid = head["metadata"]["uid"]
+        if self._driven.get(name) == (job["metadata"]["uid"], uid):
+            return
+        self._driven[name] = (job["metadata"]["uid"], uid)
+        self._status(name, jobStatus="RUNNING", rayJobInfo={"startTime": now()})
+        self.drivers.append(name)
+        if self.on_driver is not None:
+            self.on_driver(name, job["spec"]["entrypoint"])
 
     def _remove_pods(self, name: str) -> None:
         for pod in self.pods(name):
@@ -260,3 +276,21 @@ class Cluster:
             told["conditions"] = [old for old in told.get("conditions", []) if old["type"] != kind] + [made]
 
         self.api.edit(plural, name, change)
+
+
+def _pod_sets(job: Object) -> Iterator[tuple[str, int, Object]]:
+    """The head and each group of workers: name, how many pods, and their template."""
+    cluster = job["spec"]["rayClusterSpec"]
+    yield "head", 1, cluster["headGroupSpec"]["template"]
+    for group in cluster.get("workerGroupSpecs", ()):
+        yield group["groupName"], group["replicas"], group["template"]
+
+
+def _wanted(job: Object) -> Iterator[tuple[str, str, Object]]:
+    """Each pod that a RayJob's cluster is to have: what tells it from the others, its role, and its template."""
+    for name, count, template in _pod_sets(job):
+        if name == "head":
+            yield name, "head", template
+            continue
+        for index in range(count):
+            yield f"{name}-{index}", "worker", template

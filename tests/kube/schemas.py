@@ -39,6 +39,24 @@ def schema_problems(schema: dict[str, Any], manifest: Mapping[str, Any]) -> list
     return wrong + [f'unknown field "{path}"' for path in _unknown(schema, manifest, "")]
 
 
+def problems(plural: str, new: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> list[str]:
+    """What speaks against a new object, or against what has changed in one."""
+    files = {"rayjobs": ("ray.io_rayjobs.yaml", "v1"), "workloads": ("kueue.x-k8s.io_workloads.yaml", "v1beta2")}
+    if plural not in files:
+        return []
+    spec_changed = old is None or any(
+        old.get(part) != new.get(part) for part in new.keys() | old.keys() if part not in ("status", "metadata")
+    )
+    if spec_changed and plural == "rayjobs":
+        return rayjob_problems(new)
+    if not CRDS:
+        return []
+    schema = crd_schema(*files[plural])
+    if spec_changed:
+        return schema_problems(schema, new)
+    return [f"status.{problem}" for problem in schema_problems(schema["properties"]["status"], new.get("status") or {})]
+
+
 def rayjob_problems(manifest: Mapping[str, Any]) -> list[str]:
     """Everything that speaks against a RayJob."""
     metadata, spec = manifest.get("metadata", {}), manifest.get("spec", {})

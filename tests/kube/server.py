@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.kube.schemas import CRDS, crd_schema, rayjob_problems
+from tests.kube.schemas import CRDS, crd_schema, problems
 
 Object = dict[str, Any]
 ROLE = Path(__file__).with_name("role.yaml")
@@ -66,6 +66,7 @@ class KubeApi:
     """One namespace of a cluster.
 
     Attributes:
+        silent: kinds of which watches say nothing, though much happens.
         history: how many changes a watch may go back; older versions are 410 Gone.
         calls: how often each (verb, resource) was asked for.
         refusals: what the Role did not allow.
@@ -73,6 +74,7 @@ class KubeApi:
 
     namespace: str = "jobs"
     history: int = 100_000
+    silent: set[str] = field(default_factory=set)
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     refusals: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -146,8 +148,7 @@ class KubeApi:
     def create(self, plural: str, item: Mapping[str, Any]) -> Object:
         made: Object = copy.deepcopy(dict(item))
         name = made.get("metadata", {}).get("name", "")
-        if plural == "rayjobs" and (problems := rayjob_problems(made)):
-            raise Refused(422, "Invalid", f'RayJob.ray.io "{name}" is invalid: {"; ".join(problems)}')
+        _refuse_invalid(plural, made)
         with self.changed:
             if name in self.objects[plural]:
                 raise Refused(409, "AlreadyExists", f'{plural} "{name}" already exists')
@@ -173,6 +174,7 @@ class KubeApi:
             if new["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
                 message = f'Operation cannot be fulfilled on {plural} "{name}": the object has been modified'
                 raise Refused(409, "Conflict", message)
+            _refuse_invalid(plural, new, old)
             if new["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers"):
                 self._remove(plural, new)
             else:
@@ -267,7 +269,7 @@ class KubeApi:
                     continue
                 version = news[-1][0]
             for _, kind, resource, item in news:
-                if resource == plural and matches(item, labels, ""):
+                if resource == plural and plural not in self.silent and matches(item, labels, ""):
                     yield {"type": kind, "object": item}
         bookmark = {"kind": KINDS[plural], "apiVersion": APIS[plural], "metadata": {"resourceVersion": str(version)}}
         yield {"type": "BOOKMARK", "object": bookmark}
@@ -426,6 +428,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def _refuse_invalid(plural: str, new: Object, old: Object | None = None) -> None:
+    if found := problems(plural, new, old):
+        name = new.get("metadata", {}).get("name", "")
+        raise Refused(422, "Invalid", f'{KINDS[plural]} "{name}" is invalid: {"; ".join(found)}')
 
 
 def _verb(method: str, name: str, watch: bool) -> str:

@@ -3,15 +3,17 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from resforge.jobs import Reason
-from services.launchers import cluster_view, diagnosis
+from services.launchers import cluster_view, diagnosis, kube
 from services.launchers.base import LauncherUnavailable, LaunchRefused, Node, Observation, PoolUnknown
 from services.launchers.kuberay import KubeRay
-from tests.kube.server import OPERATOR
+from tests.kube.schemas import needs_crds
+from tests.kube.server import OPERATOR, Refused
 from tests.services.launchers.kube_stage import NAME, PLAIN, POOLS, KubeStage, house, kube_stage, request, wait_for
 
 OTHER = "job-zzzzzzzz2222-3"
@@ -232,6 +234,84 @@ def test_a_finalizer_that_stays_is_waited_for(stage: KubeStage) -> None:
     assert stage.launcher.observe(NAME).phase == "running"
     stage.cluster.operator_works = True
     stage.phase("absent")
+
+
+def test_a_worker_that_is_lost_is_replaced_and_the_attempt_goes_on(stage: KubeStage) -> None:
+    stage.start()
+    lost, other = stage.cluster.pods(NAME, "worker")
+    stage.cluster.stays[NAME] = "unscheduled"  # nowhere to put its successor
+    lose_node(stage, lost)
+    seen = stage.until(lambda seen: seen.reason)
+    assert (seen.phase, seen.reason) == ("running", Reason.NODE_LOST)
+    stage.cluster.settle()
+    assert stage.phase("running", "pending").phase == "running"  # Ray Train waits for it, and the driver lives
+    del stage.cluster.stays[NAME]
+    stage.cluster.settle()
+    assert stage.cluster.pods(NAME, "worker") == sorted([other, f"{lost}-r1"])
+    assert stage.cluster.drivers == [NAME]
+    stage.cluster.finish(NAME)
+    assert stage.phase("succeeded").phase == "succeeded"
+
+
+def test_a_head_that_kuberay_has_replaced_ends_the_attempt(stage: KubeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
+    stage.start()
+    lose_node(stage, f"{NAME}-head")
+    stage.cluster.settle()
+    assert stage.cluster.pods(NAME, "head") == [f"{NAME}-head-r1"]
+    assert stage.cluster.drivers == [NAME, NAME]  # KubeRay submits it anew, where nobody knows of the first
+    seen = stage.phase("failed")
+    assert seen.reason is Reason.NODE_LOST
+    wait_for(lambda: stage.launcher.leftovers(set()), lambda names: names == [NAME])
+    stage.launcher.stop(NAME)
+    stage.phase("absent")
+    assert stage.api.names("pods") == []
+
+
+def test_the_pods_of_what_has_ended_stay_until_their_time_is_over(stage: KubeStage) -> None:
+    stage.start()
+    stage.cluster.finish(NAME, "FAILED", "it broke")
+    seen = stage.phase("failed")
+    stage.cluster.settle()
+    assert len(stage.cluster.pods(NAME)) == 3
+    lose_node(stage, stage.cluster.pods(NAME, "worker")[0])  # an idle pod's end is no cause of what was before
+    stage.cluster.expire(NAME)
+    wait_for(lambda: stage.launcher._check()[1].find(NAME), lambda pods: not pods)
+    assert stage.launcher.observe(NAME).phase == seen.phase == "failed"
+    assert stage.launcher.leftovers(set()) == [NAME]
+
+
+def test_a_watch_that_leaves_something_out_is_put_right_by_the_next_list(
+    stage: KubeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_view, "RESYNC_S", 0.5)
+    monkeypatch.setattr(kube, "WATCH_S", 1)
+    stage.start()
+    lists = stage.api.calls["list", "rayjobs"]
+    stage.api.silent.add("rayjobs")
+    stage.cluster.finish(NAME)
+    assert stage.launcher.observe(NAME).phase == "running"
+    assert stage.phase("succeeded").phase == "succeeded"
+    assert stage.api.calls["list", "rayjobs"] > lists
+
+
+@needs_crds
+def test_the_cluster_itself_keeps_to_the_schemas(stage: KubeStage) -> None:
+    stage.launcher.submit(request(pool="queued"))
+    stage.until(lambda seen: "waits" in seen.message)
+    wrong: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("rayjobs", NAME, lambda job: job["spec"].update(suspend="yes")),
+        ("rayjobs", NAME, lambda job: job["status"].update(failed="one")),
+        ("rayjobs", NAME, lambda job: job["status"].update(unheardOf=1)),
+        ("workloads", f"rayjob-{NAME}", lambda workload: workload["spec"].update(podSets=[])),
+        ("workloads", f"rayjob-{NAME}", lambda workload: workload["status"]["conditions"][0].pop("message")),
+    ]
+    for plural, name, change in wrong:
+        before = stage.api.get(plural, name)
+        with pytest.raises(Refused, match="is invalid") as refused:
+            stage.api.edit(plural, name, change)
+        assert refused.value.code == 422
+        assert stage.api.get(plural, name) == before
 
 
 # Faults of the API server.
