@@ -86,7 +86,8 @@ class Cluster:
 
     def admit(self, name: str) -> None:
         """Kueue lets a RayJob start."""
-        self.stays.pop(name, None)
+        if self.stays.get(name) == "kueue":
+            del self.stays[name]
         self._condition("workloads", f"rayjob-{name}", "QuotaReserved", "True", "QuotaReserved", "Quota reserved")
         self._condition("workloads", f"rayjob-{name}", "Evicted", "False", "QuotaReserved", "")
         self.api.edit("rayjobs", name, lambda job: job["spec"].update(suspend=False))

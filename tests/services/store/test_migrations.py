@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Engine, MetaData, String, Table, inspect, text
 
+from resforge import recipes
 from services.errors import SchemaNotCurrent
 from services.store import migrate
 from services.store.builtin import BUILTIN
@@ -114,3 +116,29 @@ def test_a_database_of_a_newer_version_is_left_alone(engine: Engine) -> None:
         JobStore(engine).check()
     with pytest.raises(SchemaNotCurrent, match="newer version"):
         migrate(engine)
+
+
+def test_attempts_of_before_that_have_left_their_queue_are_told(empty_database_url: str, connected: Open) -> None:
+    engine = connected(empty_database_url)
+    migrate(engine)
+    store = JobStore(engine)
+    store.create_project("demo")
+    jobs = [store.submit("demo", recipes.get("digits/resnet-20").spec, BUILTIN[0])[0].id for _ in range(4)]
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE attempts DROP COLUMN admitted_at"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        columns = "job_id, number, state, message, resume_from, restarts, created_at, submitted_at, beat, finished_at"
+        values = ":job, 1, :state, '', '[]', 0, :at, :submitted, :beat, :finished"
+        row = f"INSERT INTO attempts ({columns}) VALUES ({values})"
+        at, later = datetime(2026, 5, 6, tzinfo=UTC), datetime(2026, 5, 7, tzinfo=UTC)
+        for job, state, submitted, beat, finished in (
+            (jobs[0], "RUNNING", later, 7, None),
+            (jobs[1], "FAILED", later, None, later),
+            (jobs[2], "SUBMITTED", later, None, None),  # it may be in Kueue's queue; the controller will tell
+            (jobs[3], "PENDING", None, None, None),
+        ):
+            told = {"job": job, "state": state, "at": at, "submitted": submitted, "beat": beat, "finished": finished}
+            connection.execute(text(row), told)
+    migrate(engine)
+    store.check()
+    assert [store.attempts("demo", job)[0].admitted_at for job in jobs] == [later, later, None, None]
