@@ -3,10 +3,11 @@ is simulated behind an API server of our own.
 
     python benchmarks/control_plane.py [--sizes 100 1000 10000] [--ticks 20] [--seed 1] [--database postgresql]
 
-A size is the number of jobs that wait; a tenth as many run, on as many nodes. In each tick some running jobs end and
-some lose their head's node, drawn by the seed, and others take their place. Object storage is a dictionary, so that
-what is measured is the controller, the database and the Kubernetes API; how often storage is asked is counted. Writes
-docs/results/control-plane.md.
+A size is the number of jobs that wait; a tenth as many run, each a gang of two workers. Half of those that run, and a
+fifth of those that wait, are in a pool with a Kueue queue. In each tick some running jobs end, some lose their head's
+node or a worker's, some are preempted by Kueue, drawn by the seed, and others take their place; now and then the API
+server answers 429 or drops its connections. Object storage is a dictionary, so that what is measured is the controller,
+the database and the Kubernetes API; how often storage is asked is counted. Writes docs/results/control-plane.md.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from resforge import recipes
 from resforge.jobs import JobState
 from resforge.metrics import Progress
 from resforge.s3 import ObjectInfo, ObjectNotFound, ObjectStore
-from resforge.spec import RetrySpec
+from resforge.spec import RetrySpec, ScalingSpec, TrainSpec
 from resforge.storage import Heartbeat, JobPrefix, Result
 from resforge.studies import StudyDocument, StudySpec
 from services.controller.loop import Controller
@@ -57,7 +58,12 @@ from tests.kube.server import kube_api  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "control-plane.md"
 PROJECT = "demo"
-SHARE_ENDS, SHARE_LOST = 0.005, 0.002  # of the running jobs, in each tick
+HAPPENS = ("ended", "heads lost", "workers lost", "preempted", "refused", "cut off")
+# Of the running jobs, in each tick: ends, loses its head's node, loses a worker's node, is preempted if Kueue's.
+SHARE_ENDS, SHARE_LOST, SHARE_WORKER, SHARE_PREEMPTED = 0.005, 0.002, 0.002, 0.002
+# Of the ticks: some calls are answered with 429; every connection is cut.
+SHARE_REFUSED, SHARE_CUT = 0.2, 0.1
+QUEUED = 0.2  # of the jobs that wait
 
 
 class Memory(ObjectStore):
@@ -100,18 +106,23 @@ class Measured:
     calls: float = 0.0
     by_call: dict[str, float] = field(default_factory=dict)
     fill_s: float = 0.0
-    ended: int = 0
-    lost: int = 0
+    happened: Counter[str] = field(default_factory=Counter)
 
 
 class Simulation:
-    """Jobs whose drivers live in memory, on a cluster that the seed disturbs."""
+    """Jobs whose drivers live in memory, on a cluster that the seed disturbs, and Kueue: first come, first served.
 
-    def __init__(self, store: JobStore, objects: Memory, cluster: Cluster, seed: int) -> None:
-        self.store, self.objects, self.cluster = store, objects, cluster
+    Attributes:
+        room: how many jobs of the queue may run at once.
+        happened: how often what took place.
+    """
+
+    def __init__(self, store: JobStore, objects: Memory, cluster: Cluster, seed: int, room: int) -> None:
+        self.store, self.objects, self.cluster, self.room = store, objects, cluster, room
         self.random = random.Random(seed)
         self.beats: dict[str, int] = {}
-        self.ended = self.lost = 0
+        self.admitted: set[str] = set()
+        self.happened = Counter[str]()
         cluster.on_driver = lambda name, _: self.beats.setdefault(name, 0)
 
     def live(self) -> None:
@@ -131,14 +142,43 @@ class Simulation:
             keys = JobPrefix.of(PROJECT, job).attempt(int(number))
             self.objects.objects[keys.result] = Result(at=now, outcome="succeeded", step=100).to_bytes()
             self.cluster.finish(name)
-            del self.beats[name]
-            self.ended += 1
+            self._over(name, "ended")
         for name in self._some(sorted(self.beats), SHARE_LOST):
             for head in self.cluster.pods(name, "head"):
                 self.cluster.disrupt(head, "DeletionByTaintManager", "deleting due to NoExecute taint")
-            del self.beats[name]
-            self.lost += 1
+            self._over(name, "heads lost")
+        for name in self._some(sorted(self.beats), SHARE_WORKER):
+            for worker in self.cluster.pods(name, "worker"):
+                self.cluster.disrupt(worker, "DeletionByTaintManager", "deleting due to NoExecute taint")
+            self.happened["workers lost"] += 1  # KubeRay replaces it, and Ray Train goes on
+        for name in self._some(sorted(self.admitted & self.beats.keys()), SHARE_PREEMPTED):
+            self.cluster.preempt(name)
+            self._over(name, "preempted")
+        api = self.cluster.api
+        if self.random.random() < SHARE_REFUSED:
+            api.fail(verb="create", code=429, times=2)
+            api.fail(verb="delete", code=429, times=2)
+            self.happened["refused"] += 1
+        if self.random.random() < SHARE_CUT:
+            api.cut()
+            self.happened["cut off"] += 1
+        self._admit()
         self.cluster.step()
+
+    def _admit(self) -> None:
+        self.admitted &= set(self.cluster.api.names("rayjobs"))
+        waiting = [name for name, job in self.cluster.api.objects["rayjobs"].items() if job["spec"].get("suspend")]
+        for name in waiting:
+            if len(self.admitted) == self.room:
+                return
+            if self.cluster.api.exists("workloads", f"rayjob-{name}"):
+                self.cluster.admit(name)
+                self.admitted.add(name)
+
+    def _over(self, name: str, how: str) -> None:
+        del self.beats[name]
+        self.admitted.discard(name)
+        self.happened[how] += 1
 
     def _some(self, names: list[str], share: float) -> list[str]:
         return [name for name in names if self.random.random() < share]
@@ -148,20 +188,28 @@ def measure(store: JobStore, engine: Engine, waiting: int, ticks: int, seed: int
     running = waiting // 10
     queries = Counter[str]()
     event.listen(engine, "before_cursor_execute", lambda *_: queries.update(["all"]))
-    spec = recipes.get("digits/resnet-20").spec.model_copy(update={"retry": RetrySpec(infrastructure=1000)})
+    recipe = recipes.get("digits/resnet-20").spec
+
+    def gang(pool: str) -> TrainSpec:
+        changes = {"retry": RetrySpec(infrastructure=1000), "scaling": ScalingSpec(workers=2, pool=pool)}
+        return recipe.model_copy(update=changes)
+
+    queued = round(waiting * QUEUED) + running // 2
+    specs = [gang("queued")] * queued + [gang("nodes")] * (waiting + running - queued)
     # As a study's jobs, so that they are added in one transaction.
     study = StudyDocument(
         id="study-benchmark", project=PROJECT, spec=StudySpec(study="depth"), members=(), created_at=datetime.now(UTC)
     )
-    store.submit_study(study, [NewJob(f"job-{random_id()}", spec, BUILTIN[0]) for _ in range(waiting + running)])
-    # One worker a node, so that as many run as there are nodes.
-    pool = Pool(name="nodes", cpus_per_node=1, memory_gib_per_node=16, max_nodes=running)
+    store.submit_study(study, [NewJob(f"job-{random_id()}", spec, BUILTIN[0]) for spec in specs])
+    # One gang a node, so that as many run as there are nodes.
+    nodes = Pool(name="nodes", cpus_per_node=2, memory_gib_per_node=16, max_nodes=running - running // 2)
+    queue = Pool(name="queued", cpus_per_node=2, memory_gib_per_node=16, max_nodes=running // 2, queue="training")
     house = House("jobs", "trainer", "trainer", "2.60.0", "python -m trainer run", "resforge")
     objects = Memory()
     with kube_api() as api:
-        launcher = KubeRay(Pools(pools=(pool,)), house, api=api.url)
+        launcher = KubeRay(Pools(pools=(nodes, queue)), house, api=api.url)
         cluster = Cluster(api)
-        simulation = Simulation(store, objects, cluster, seed)
+        simulation = Simulation(store, objects, cluster, seed, running // 2)
         settings = Settings(database_url="sqlite:///unused", s3_bucket="resforge", lease_s=60)
         controller = Controller(store, objects, launcher, settings)
         began = time.monotonic()
@@ -169,11 +217,9 @@ def measure(store: JobStore, engine: Engine, waiting: int, ticks: int, seed: int
         while (counts := store.counts()).get(JobState.RUNNING, 0) < running:
             assert time.monotonic() - began < 1800, counts
             controller.tick()
-            cluster.step()
-            if not simulation.ended:  # nothing ends before all of them run
-                share, simulation.random = simulation.random, _Never()
-                simulation.live()
-                simulation.random = share
+            share, simulation.random = simulation.random, _Never()  # nothing ends before all of them run
+            simulation.live()
+            simulation.random = share
         found = Measured(waiting, running, fill_s=time.monotonic() - began)
         queries.clear()
         objects.asked.clear()
@@ -188,7 +234,7 @@ def measure(store: JobStore, engine: Engine, waiting: int, ticks: int, seed: int
         found.storage = objects.asked.total() / ticks
         found.calls = api.calls.total() / ticks
         found.by_call = {f"{verb} {what}": count / ticks for (verb, what), count in sorted(api.calls.items())}
-        found.ended, found.lost = simulation.ended, simulation.lost
+        found.happened = simulation.happened
         _settle(controller, simulation, launcher, store)
         controller.close()
         launcher.close()
@@ -217,7 +263,11 @@ def _settle(controller: Controller, simulation: Simulation, launcher: KubeRay, s
             left = launcher.leftovers(live)
         except LauncherUnavailable:
             continue
-        if counts.get(JobState.SUCCEEDED, 0) == simulation.ended and not counts.get(JobState.RECOVERING) and not left:
+        if (
+            counts.get(JobState.SUCCEEDED, 0) == simulation.happened["ended"]
+            and not counts.get(JobState.RECOVERING)
+            and not left
+        ):
             assert not counts.get(JobState.FAILED), counts
             return
     raise AssertionError(f"the cluster does not come to rest: {store.counts()}")
@@ -257,7 +307,7 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
     )
     columns = (
         "waiting", "running", "tick, median", "tick, worst", "CPU a tick", "queries a tick", "storage requests a tick",
-        "API calls a tick", "API calls a minute", "ended", "lost",
+        "API calls a tick", "API calls a minute", *HAPPENS,
     )  # fmt: skip
     lines = [
         "# The controller's tick, by the number of jobs",
@@ -267,10 +317,13 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs ({platform.machine()}), {versions}.",
         f"Other work ran beside it: the load was {os.getloadavg()[1]:.1f} at the end, so the CPU time says more.",
         "",
-        f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster. In each tick",
-        f"{SHARE_ENDS:.1%} of the running jobs end and {SHARE_LOST:.1%} lose the node of their head. Object storage is",
-        "a dictionary: its requests are counted, and take no time here. API calls a minute are those of one tick at",
-        f"the pace of the ticks, {tick:g} s apart. CPU is the process's, the simulated API server's part included.",
+        f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster of gangs of two",
+        f"workers; half of what runs and {QUEUED:.0%} of what waits is in a pool with a Kueue queue. In each tick",
+        f"{SHARE_ENDS:.1%} of the running jobs end, {SHARE_LOST:.1%} lose the node of their head, {SHARE_WORKER:.1%} that",
+        f"of their workers, and Kueue preempts {SHARE_PREEMPTED:.1%} of its own; in {SHARE_REFUSED:.0%} of the ticks some",
+        f"calls are answered with 429, and in {SHARE_CUT:.0%} every connection is cut. Object storage is a dictionary: its",
+        "requests are counted, and take no time here. API calls a minute are those of one tick at the pace of the ticks,",
+        f"{tick:g} s apart. CPU is the process's, the simulated API server's part included.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---:|" * len(columns),
@@ -280,7 +333,7 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         values = (
             f"{item.waiting:,}", f"{item.running:,}", f"{median:.2f} s", f"{max(item.seconds):.2f} s",
             f"{statistics.median(item.cpu):.2f} s", f"{item.queries:,.0f}", f"{item.storage:,.0f}", f"{item.calls:.1f}",
-            f"{item.calls * 60 / (tick + median):,.0f}", str(item.ended), str(item.lost),
+            f"{item.calls * 60 / (tick + median):,.0f}", *(str(item.happened[what]) for what in HAPPENS),
         )  # fmt: skip
         lines.append(f"| {' | '.join(values)} |")
     lines += ["", "How each grows:", "", "| waiting, from | to | tick | CPU | queries | API calls |"]
@@ -298,7 +351,8 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
     lines += [
         "",
         f"That makes {largest.queries / largest.running:.1f} queries for a running job: what drivers say is written",
-        "for hundreds in one transaction. One that waits costs a row with its version, unless it has changed.",
+        "for hundreds in one transaction. One that waits costs a row with its version, unless it has changed. What",
+        "waits in Kueue's queue was submitted already: it is looked at like what runs, but storage is not asked about it.",
         "",
         f"API calls of a tick at {largest.waiting:,} waiting jobs: {calls}.",
         "Observing asks nothing: watches keep a copy. After the last tick every lost attempt had been followed by",

@@ -44,7 +44,7 @@ class Cluster:
         if not self.operator_works:
             return
         for name in self.api.names("rayjobs"):
-            job = self.api.get("rayjobs", name)
+            job = self.api.peek("rayjobs", name)
             if job is not None:
                 self._reconcile(name, job)
 
@@ -101,7 +101,7 @@ class Cluster:
 
     def pods(self, name: str, role: str = "") -> list[str]:
         """The pods that a RayJob has now."""
-        made = [self.api.get("pods", pod) for pod in self._made.get(name, {}).values()]
+        made = [self.api.peek("pods", pod) for pod in self._made.get(name, {}).values()]
         return sorted(
             pod["metadata"]["name"] for pod in made if pod and role in ("", pod["metadata"]["labels"][NODE_TYPE])
         )
@@ -142,7 +142,7 @@ class Cluster:
         if metadata.get("deletionTimestamp"):
             self._remove_pods(name)
             self.api.edit("rayjobs", name, lambda item: item["metadata"].pop("finalizers", None))
-            if self.api.get("workloads", f"rayjob-{name}"):
+            if self.api.exists("workloads", f"rayjob-{name}"):
                 self.api.remove("workloads", f"rayjob-{name}")
             return
         match status.get("jobDeploymentStatus", ""):
@@ -178,7 +178,7 @@ class Cluster:
             }
 
         self.api.edit("rayjobs", name, change)
-        if job["metadata"]["labels"].get(QUEUE) and self.api.get("workloads", f"rayjob-{name}") is None:
+        if job["metadata"]["labels"].get(QUEUE) and not self.api.exists("workloads", f"rayjob-{name}"):
             owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": job["metadata"]["uid"]}
             pod_sets = [
                 {"name": name, "count": count, "template": {"spec": template["spec"]}}
@@ -200,7 +200,7 @@ class Cluster:
             return False
         made, all_run = self._made.setdefault(name, {}), True
         for slot, role, template in _wanted(job):
-            pod = self.api.get("pods", made.get(slot, ""))
+            pod = self.api.peek("pods", made.get(slot, ""))
             if pod is None:
                 all_run = False
                 self._replaced[name] += slot in made
@@ -247,7 +247,7 @@ class Cluster:
     def _drive(self, name: str, job: Object) -> None:
         """Replace lost pods, and submit the driver where the head does not know it."""
         self._all_run(name, job)
-        head = self.api.get("pods", self._made[name]["head"])
+        head = self.api.peek("pods", self._made[name]["head"])
         if head is None or head["status"]["phase"] != "Running":
             return
         uid = head["metadata"]["uid"]

@@ -118,6 +118,10 @@ class KubeApi:
     def answer_again(self) -> None:
         self.down = False
 
+    def cut(self) -> None:
+        """Close every connection; new ones are taken."""
+        self._server.cut()
+
     def fail(self, **fault: Any) -> Fault:
         """Let the next requests of a kind go wrong."""
         made = Fault(**fault)
@@ -137,6 +141,10 @@ class KubeApi:
     def get(self, plural: str, name: str) -> Object | None:
         with self.changed:
             return copy.deepcopy(self.objects[plural].get(name))
+
+    def peek(self, plural: str, name: str) -> Object | None:
+        """The object itself, to be read only: it is replaced when it changes, and never changed in place."""
+        return self.objects[plural].get(name)
 
     def exists(self, plural: str, name: str) -> bool:
         return name in self.objects[plural]

@@ -439,7 +439,7 @@ def test_an_api_that_is_away_proves_nothing(stage: KubeStage, impatient: None) -
 def test_a_short_cut_is_not_worth_a_word(stage: KubeStage) -> None:
     stage.start()
     stage.api.fail(verb="watch", times=2, code=500)
-    stage.api._server.cut()
+    stage.api.cut()
     for _ in range(20):
         assert stage.launcher.observe(NAME).phase == "running"
 
