@@ -19,6 +19,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -317,13 +318,16 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs ({platform.machine()}), {versions}.",
         f"Other work ran beside it: the load was {os.getloadavg()[1]:.1f} at the end, so the CPU time says more.",
         "",
-        f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster of gangs of two",
-        f"workers; half of what runs and {QUEUED:.0%} of what waits is in a pool with a Kueue queue. In each tick",
-        f"{SHARE_ENDS:.1%} of the running jobs end, {SHARE_LOST:.1%} lose the node of their head, {SHARE_WORKER:.1%} that",
-        f"of their workers, and Kueue preempts {SHARE_PREEMPTED:.1%} of its own; in {SHARE_REFUSED:.0%} of the ticks some",
-        f"calls are answered with 429, and in {SHARE_CUT:.0%} every connection is cut. Object storage is a dictionary: its",
-        "requests are counted, and take no time here. API calls a minute are those of one tick at the pace of the ticks,",
-        f"{tick:g} s apart. CPU is the process's, the simulated API server's part included.",
+        *_wrapped(
+            f"The real controller, {arguments.database} and KubeRay launcher over a simulated cluster of gangs of two "
+            f"workers; half of what runs and {QUEUED:.0%} of what waits is in a pool with a Kueue queue. In each tick "
+            f"{SHARE_ENDS:.1%} of the running jobs end, {SHARE_LOST:.1%} lose the node of their head, "
+            f"{SHARE_WORKER:.1%} that of their workers, and Kueue preempts {SHARE_PREEMPTED:.1%} of its own; in "
+            f"{SHARE_REFUSED:.0%} of the ticks some calls are answered with 429, and in {SHARE_CUT:.0%} every "
+            "connection is cut. Object storage is a dictionary: its requests are counted, and take no time here. API "
+            f"calls a minute are those of one tick at the pace of the ticks, {tick:g} s apart. CPU is the process's, "
+            "the simulated API server's part included."
+        ),
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---:|" * len(columns),
@@ -350,9 +354,12 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
     calls = ", ".join(f"{name} {count:.1f}" for name, count in largest.by_call.items())
     lines += [
         "",
-        f"That makes {largest.queries / largest.running:.1f} queries for a running job: what drivers say is written",
-        "for hundreds in one transaction. One that waits costs a row with its version, unless it has changed. What",
-        "waits in Kueue's queue was submitted already: it is looked at like what runs, but storage is not asked about it.",
+        *_wrapped(
+            f"That makes {largest.queries / largest.running:.1f} queries for a running job: what drivers say is "
+            "written for hundreds in one transaction. One that waits costs a row with its version, unless it has "
+            "changed. What waits in Kueue's queue was submitted already: it is looked at like what runs, but storage "
+            "is not asked."
+        ),
         "",
         f"API calls of a tick at {largest.waiting:,} waiting jobs: {calls}.",
         "Observing asks nothing: watches keep a copy. After the last tick every lost attempt had been followed by",
@@ -360,6 +367,10 @@ def page(all_found: list[Measured], arguments: argparse.Namespace) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 120)
 
 
 def _grown(before: float, after: float) -> str:

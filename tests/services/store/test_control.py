@@ -1,10 +1,11 @@
 import dataclasses
 import itertools
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from resforge.jobs import (
 )
 from resforge.metrics import EvalPoint, Progress
 from resforge.spec import TrainSpec
+from resforge.studies import StudyDocument, StudyMember, StudySpec
 from services.errors import Fenced, IllegalTransition, Stale
 from services.store import control
 from services.store.records import Change, JobRecord, Lease, NewEvent
 from services.store.store import JobStore
+from services.store.studies import NewJob
 from tests.services.store.conftest import Clock, Harness, first_attempt, in_threads, record_of
 
 NOW = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -265,6 +268,44 @@ def test_a_sign_of_life_does_not_hide_what_happened_meanwhile(harness: Harness) 
     assert seen[first.job.id].job.cancel_requested
     beats = [record.attempt.beat for record in seen.values() if record.attempt is not None]
     assert beats == [None, 7]
+
+
+def test_signs_of_life_and_cancellations_of_a_whole_study_do_not_wait_for_each_other_for_good(harness: Harness) -> None:
+    """Both lock many jobs in one transaction; PostgreSQL would end one of two that lock in different orders."""
+    spec = harness.spec.model_copy(update={"labels": {"study": "study-1"}})
+    names = [f"job-{number:02d}" for number in random.Random(1).sample(range(100), 40)]
+    members = [StudyMember(key=f"depth/seed-{n}", series="depth", seed=n, job=job) for n, job in enumerate(names)]
+    study = StudyDocument(
+        id="study-1", project=harness.project, spec=StudySpec(study="depth"), members=tuple(members), created_at=NOW
+    )
+    harness.store.submit_study(study, [NewJob(job, spec, harness.dataset) for job in names])
+    records = [harness.start(record) for record in harness.store.live_jobs()]
+    assert len(records) == 40
+    cancelled = Event()
+
+    def work(number: int) -> int:
+        if number:  # several users, while the controller writes
+            for _ in range(10):
+                harness.store.cancel_study(harness.project, "study-1")
+            cancelled.set()
+            return 0
+        rounds = 0
+        while not cancelled.is_set() or rounds < 10:
+            rounds += 1
+            live = harness.store.live_jobs()
+            assert len(harness.store.apply_quiet(harness.lease, [quiet(record, rounds) for record in live])) <= 40
+        return rounds
+
+    results = in_threads(work, 4)
+    assert all(isinstance(result, int) for result in results), results
+    last = harness.store.live_jobs()
+    assert harness.store.apply_quiet(harness.lease, [quiet(record, 1000) for record in last]) == set(names)
+    for record in harness.store.live_jobs():
+        assert record.job.cancel_requested
+        assert record.attempt is not None
+        assert record.attempt.beat == 1000
+        events = harness.store.events(harness.project, record.job.id)
+        assert [item.type for item in events].count("CancelRequested") == 1
 
 
 def test_a_sign_of_life_is_fenced_and_is_no_more_than_that(harness: Harness) -> None:
