@@ -132,7 +132,7 @@ class DatasetInfo(Resource):
     """A data set that an operator has registered. Jobs name it; only operators see where it lies."""
 
     name: str
-    format: Literal["digits", "synthetic", "idx", "cifar10", "folder"]
+    format: Literal["digits", "synthetic", "idx", "cifar10", "folder", "shards"]
     location: str | None = Field(
         default=None, description="A folder or an s3:// prefix; none where the data come with the trainer."
     )
