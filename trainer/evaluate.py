@@ -18,8 +18,9 @@ from resforge.jobs import DatasetInfo
 from resforge.metrics import EvalPoint
 from resforge.storage import INPUT, MANIFEST, WEIGHTS, CorruptCheckpoint, Manifest
 from trainer.data.files import StoreFactory
+from trainer.data.image_set import ImageSet
 from trainer.data.loader import eval_loader
-from trainer.data.sets import ImageSet, open_dataset
+from trainer.data.sets import open_dataset
 from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
 from trainer.sources import network_of

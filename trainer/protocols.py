@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from resforge.metrics import EvalPoint
 from resforge.spec import ProtocolSpec
 from trainer.data.files import StoreFactory
-from trainer.data.sets import ArraySet, FolderSet, ImageSet
+from trainer.data.image_set import ArraySet, ImageSet
+from trainer.data.photographs import EncodedSet
 from trainer.data.transforms import Normalisation, resize, shorter_side, to_pixels
 from trainer.errors import InvalidData
 from trainer.evaluate import EvalTotals, autocast, held_out, load_network
@@ -250,7 +251,7 @@ def views_of(
 
 
 def _picture(images: ImageSet, index: int) -> Image.Image:
-    if isinstance(images, FolderSet):
+    if isinstance(images, EncodedSet):
         return images.image(index)
     assert isinstance(images, ArraySet)
     pixels = images.images[index]

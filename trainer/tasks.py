@@ -22,7 +22,7 @@ from resforge.reports import Report, ReportedCheckpoint
 from resforge.s3 import ObjectStore, StorageError
 from resforge.spec import AnalyseSpec, EvaluateSpec
 from resforge.storage import REPORT, AttemptPrefix, Control, JobDocument, JobPrefix, Part, Result
-from trainer.data.sets import ImageSet
+from trainer.data.image_set import ImageSet
 from trainer.data.splits import open_split
 from trainer.errors import TrainingFault
 from trainer.hardware import device_name, versions

@@ -31,10 +31,11 @@ from trainer.callbacks.schedule import Schedule
 from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
+from trainer.data.image_set import ImageSet
 from trainer.data.loader import Loader, eval_loader, train_loader
 from trainer.data.progressive import Sizes
 from trainer.data.sampler import TrainSampler, steps_per_epoch
-from trainer.data.sets import ImageSet, input_normalisation
+from trainer.data.sets import input_normalisation
 from trainer.data.splits import open_split
 from trainer.errors import OutOfMemory, TrainingFault
 from trainer.initial import described, freeze_backbone, initial_network
@@ -159,7 +160,7 @@ def _train(
     )
     sampler = TrainSampler(
         len(images), training.global_batch, seed=training.seed, rank=place.rank, workers=place.workers,
-        start_step=run.step, total_steps=run.total_steps,
+        start_step=run.step, total_steps=run.total_steps, order=images.order(training.global_batch, training.seed),
     )  # fmt: skip
     cpus, cuda = spec.scaling.cpus_per_worker, place.device.type == "cuda"
     loader = train_loader(images, sampler, spec.data.augment, cpus=cpus, pin_memory=cuda)

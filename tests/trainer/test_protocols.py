@@ -18,8 +18,10 @@ from resforge.storage import Manifest
 from tests.trainer.analysis.conftest import subject_of
 from tests.trainer.data.test_splits import job
 from trainer.analysis.subject import Subject
+from trainer.data.image_set import ImageSet
 from trainer.data.loader import eval_loader
-from trainer.data.sets import FolderSet, ImageSet, open_dataset
+from trainer.data.photographs import FolderSet
+from trainer.data.sets import open_dataset
 from trainer.data.splits import open_split
 from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from resforge.spec import ModelSpec
 from resforge.storage import Manifest
-from trainer.data.sets import ImageSet
+from trainer.data.image_set import ImageSet
 from trainer.data.transforms import Normalisation
 
 

@@ -11,6 +11,7 @@ from resforge.s3 import ObjectInfo, ObjectNotFound, ObjectStore
 from trainer.errors import InvalidData
 
 StoreFactory = Callable[[str], ObjectStore]
+CACHE = Path.home() / ".cache" / "resforge" / "datasets"
 
 
 class Files(Protocol):
@@ -53,8 +54,7 @@ def files_at(
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     if not bucket:
         raise InvalidData(f"{location} names no bucket; an address looks like s3://bucket/prefix")
-    cache = cache_dir or Path.home() / ".cache" / "resforge" / "datasets"
-    return S3Files(bucket, prefix, store_factory or ObjectStore, cache)
+    return S3Files(bucket, prefix, store_factory or ObjectStore, cache_dir or CACHE)
 
 
 class LocalFiles:
@@ -120,6 +120,14 @@ class S3Files:
         if not path.exists():
             self._fetch(store, info, path)
         return path
+
+    def download(self, name: str, path: Path) -> str:
+        """Write an object to a path, past the cache, and return the SHA-256 of what was written, in hex.
+
+        Raises:
+            StorageError: it is absent, or S3 does not answer or refuses.
+        """
+        return self.store.download(self._prefix + name, path)
 
     @property
     def store(self) -> ObjectStore:

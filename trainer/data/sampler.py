@@ -4,8 +4,8 @@ Every epoch is a permutation of the data set, cut into global batches of which t
 images of a step do not depend on how many workers share it, and a run resumes at any step without replaying.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from trainer.errors import InvalidData
 
 # Each use of the seed draws from a stream of its own.
-_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK, _COLOUR, _MIXING = 1, 2, 3, 4, 5, 6
+_ORDER, _AUGMENTATION, _LIMIT, _HELD_BACK, _COLOUR, _MIXING, SHARDS = 1, 2, 3, 4, 5, 6, 7
 
 
 class Draw(NamedTuple):
@@ -96,6 +96,9 @@ class TrainSampler:
 
     The global batch k of an epoch is order[k*B : (k+1)*B], and rank r takes the r-th of `workers` equal slices of it.
 
+    Args:
+        order: an epoch's permutation of the images, by its number; left out, `epoch_order`.
+
     Raises:
         InvalidData: the data set is smaller than one global batch.
         ValueError: the global batch does not divide over the workers, or there is no such rank.
@@ -111,6 +114,7 @@ class TrainSampler:
         workers: int = 1,
         start_step: int = 0,
         total_steps: int,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         if global_batch % workers:
             raise ValueError(f"a global batch of {global_batch} does not divide over {workers} workers")
@@ -119,6 +123,7 @@ class TrainSampler:
         self.size, self.global_batch, self.seed = size, global_batch, seed
         self.start_step, self.total_steps = start_step, total_steps
         self.steps_per_epoch = steps_per_epoch(size, global_batch)
+        self._order = order or partial(epoch_order, size, seed)
         self._share = global_batch // workers
         self._first = rank * self._share
 
@@ -132,7 +137,7 @@ class TrainSampler:
         """This rank's share of an optimiser step, counted from 0."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         start = offset * self.global_batch + self._first
-        order = epoch_order(self.size, self.seed, epoch)
+        order = self._order(epoch)
         return [Draw(epoch, index) for index in order[start : start + self._share].tolist()]
 
 

@@ -1,170 +1,26 @@
 """Data sets as the trainer sees them: images by index, as uint8, and labels. `open_dataset` opens a registered one."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from PIL import Image
 
 from resforge.jobs import DatasetInfo
-from resforge.spec import AugmentSpec
 from trainer.data import formats
-from trainer.data.files import Files, StoreFactory, files_at
+from trainer.data.cache import ShardCache
+from trainer.data.files import CACHE, Files, StoreFactory, files_at
 from trainer.data.formats import Split
-from trainer.data.transforms import Normalisation, centre_crop, crop_and_flip, scale_crop_and_flip
+from trainer.data.image_set import ArraySet, ImageSet
+from trainer.data.photographs import FolderSet
+from trainer.data.shard_files import open_shards
+from trainer.data.transforms import Normalisation
 from trainer.errors import InvalidData
-
-Indices = Sequence[int] | np.ndarray
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 # The training split's folder, and those that the held-out one may have.
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
-# A mean over this many images is within a grey level and a half of the mean over all.
-MEAN_IMAGES = 2048
 _CHUNK = 512
-
-
-class ImageSet(ABC):
-    """One split of a data set. Images are (size, size, channels) uint8, labels whole numbers from 0.
-
-    Attributes:
-        info: the registration.
-        labels: (N,) int64.
-        in_memory: whether an image costs nothing to read, so that reading ahead in other processes gains nothing.
-    """
-
-    in_memory: ClassVar[bool]
-
-    def __init__(self, info: DatasetInfo, labels: np.ndarray) -> None:
-        self.info = info
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def check(self, augment: AugmentSpec) -> None:
-        """Return when this set's images can be augmented so.
-
-        Raises:
-            InvalidData: they can't.
-        """
-        if augment.colour and self.info.channels != 3:
-            raise InvalidData(
-                f"data.augment.colour shifts the colour of RGB images, and those of the data set {self.info.name} "
-                f"have {self.info.channels} channel(s); leave it out, or give 0"
-            )
-
-    @abstractmethod
-    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
-        """Augmented images, (n, size, size, C) uint8, by their random numbers, (n, transforms.NUMBERS) in [0, 1)."""
-
-    @abstractmethod
-    def test_images(self, indices: Indices) -> np.ndarray:
-        """Images as they are evaluated, (n, size, size, C) uint8: a single centred view."""
-
-    @abstractmethod
-    def subset(self, indices: np.ndarray) -> Self:
-        """The images at these places alone."""
-
-    @abstractmethod
-    def downscaled(self, factor: int) -> Self:
-        """The same images, average-pooled.
-
-        Raises:
-            InvalidData: they can't be.
-        """
-
-
-class ArraySet(ImageSet):
-    """A split that fits in memory, of images of one size."""
-
-    in_memory = True
-
-    def __init__(self, info: DatasetInfo, images: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(info, labels)
-        self.images = images
-
-    def check(self, augment: AugmentSpec) -> None:
-        super().check(augment)
-        if augment.scale:
-            raise InvalidData(
-                f"data.augment.scale draws the shorter side of photographs, and the data set {self.info.name} holds "
-                f"images of one size; leave it out, or give data.augment.pad instead"
-            )
-
-    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
-        return crop_and_flip(self.images[indices], numbers, augment)
-
-    def test_images(self, indices: Indices) -> np.ndarray:
-        return self.images[indices]
-
-    def subset(self, indices: np.ndarray) -> Self:
-        return type(self)(self.info, self.images[indices], self.labels[indices])
-
-    def downscaled(self, factor: int) -> Self:
-        count, height, width, channels = self.images.shape
-        if height % factor:
-            raise InvalidData(f"images of {height} pixels can't be downscaled by {factor}, which does not divide it")
-        info = self.info.model_copy(update={"image_size": height // factor})
-        tiles = self.images.reshape(count, height // factor, factor, width // factor, factor, channels)
-        return type(self)(info, np.rint(tiles.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8), self.labels)
-
-
-class FolderSet(ImageSet):
-    """A split of class folders, `train/CLASS/IMAGE`, whose images of any size are decoded as they are asked for."""
-
-    in_memory = False
-
-    def __init__(self, info: DatasetInfo, files: Files, names: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(info, labels)
-        self._files, self._names = files, names
-
-    def check(self, augment: AugmentSpec) -> None:
-        super().check(augment)
-        if augment.scale and augment.scale[0] < self.info.image_size:
-            raise InvalidData(
-                f"data.augment.scale begins at {augment.scale[0]} pixels, and crops of the data set {self.info.name} "
-                f"need {self.info.image_size} or more"
-            )
-
-    def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
-        size = self.info.image_size
-        images = zip(map(self.image, indices), numbers, strict=True)
-        return self._stack([scale_crop_and_flip(image, size, row, augment) for image, row in images])
-
-    def test_images(self, indices: Indices) -> np.ndarray:
-        return self._stack([centre_crop(self.image(index), self.info.image_size) for index in indices])
-
-    def _stack(self, images: list[np.ndarray]) -> np.ndarray:
-        size, channels = self.info.image_size, self.info.channels
-        return np.stack(images) if images else np.empty((0, size, size, channels), dtype=np.uint8)
-
-    def image(self, index: int) -> Image.Image:
-        """Decode an image as grey or RGB, as the registration says.
-
-        Raises:
-            InvalidData: it can't be decoded.
-        """
-        name = self._names[index].decode()
-        path = self._files.path(name)
-        try:
-            with Image.open(path) as image:
-                return image.convert("L" if self.info.channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = str(error).replace(str(path), name)
-            raise InvalidData(f"the image {name} of {self._files.where} can't be decoded: {reason}") from error
-
-    def subset(self, indices: np.ndarray) -> Self:
-        return type(self)(self.info, self._files, self._names[indices], self.labels[indices])
-
-    def downscaled(self, factor: int) -> Self:
-        raise InvalidData(
-            f"data.downscale: {factor} is for images of one size, and the data set {self.info.name} is a folder of "
-            f"photographs, which are cropped to {self.info.image_size} pixels; register it with another size instead"
-        )
 
 
 def open_dataset(
@@ -173,6 +29,7 @@ def open_dataset(
     *,
     store_factory: StoreFactory | None = None,
     cache_dir: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> ImageSet:
     """Open one split of a registered data set.
 
@@ -181,6 +38,7 @@ def open_dataset(
         split: the images to train on, or the held-out ones.
         store_factory: gives the store of a bucket, for data in S3; boto3's own settings where left out.
         cache_dir: where objects from S3 are kept; `~/.cache/resforge/datasets` where left out.
+        cache_bytes: how much shards may take there; a share of the disk where left out.
 
     Raises:
         InvalidData: the data are absent, damaged, or not what the registration says.
@@ -196,7 +54,12 @@ def open_dataset(
         )
     else:
         files = files_at(info.location, store_factory=store_factory, cache_dir=cache_dir)
-        opened = _open_folder(info, split, files) if info.format == "folder" else _open_arrays(info, split, files)
+        if info.format == "folder":
+            opened = _open_folder(info, split, files)
+        elif info.format == "shards":
+            opened = open_shards(info, split, files, lambda: ShardCache((cache_dir or CACHE) / "shards", cache_bytes))
+        else:
+            opened = _open_arrays(info, split, files)
     known = info.train_images if split == "train" else info.test_images
     if known is not None and len(opened) != known:
         raise InvalidData(
@@ -300,17 +163,13 @@ def _is_image(name: str) -> bool:
 def input_normalisation(images: ImageSet, mean: str) -> Normalisation:
     """The mean and standard deviation of a training set, as it is seen without augmentation.
 
-    Over all images of a set in memory; over MEAN_IMAGES of a folder's, spread evenly over its classes. The same on
-    every worker.
+    Over all images of a set in memory, and over MEAN_IMAGES of others. The same on every worker.
 
     Args:
         images: the training set, after any limit.
         mean: "pixel", the mean image, or "channel", its mean over the pixels.
     """
-    count = len(images)
-    chosen = np.arange(count)
-    if not images.in_memory and count > MEAN_IMAGES:
-        chosen = np.arange(MEAN_IMAGES) * count // MEAN_IMAGES
+    chosen = images.for_mean()
     total, squares = np.int64(0), np.int64(0)
     for at in range(0, len(chosen), _CHUNK):
         chunk = images.test_images(chosen[at : at + _CHUNK]).astype(np.int64)

@@ -8,8 +8,9 @@ from resforge.spec import TrainSpec
 from resforge.storage import JobDocument
 from trainer.data.files import StoreFactory
 from trainer.data.formats import Split
+from trainer.data.image_set import ImageSet
 from trainer.data.sampler import held_back, limited
-from trainer.data.sets import ImageSet, open_dataset
+from trainer.data.sets import open_dataset
 from trainer.errors import InvalidData
 
 

@@ -51,25 +51,64 @@ def crop_and_flip(images: np.ndarray, numbers: np.ndarray, augment: AugmentSpec)
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+@dataclass(frozen=True)
+class View:
+    """The part of an image that a network sees.
+
+    Attributes:
+        box: left, top, right, bottom, in pixels of the image as it is stored; fractions are meant.
+        inside: the rows and columns of the input that this part fills, where the rest is zero.
+        flip: the whole input is mirrored.
+    """
+
+    box: tuple[float, float, float, float]
+    inside: tuple[slice, slice]
+    size: int
+    flip: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it fills the input."""
+        return all(part == slice(0, self.size) for part in self.inside)
+
+
+def training_view(height: int, width: int, size: int, numbers: np.ndarray, augment: AugmentSpec) -> View:
     """A random crop of an image whose shorter side was drawn from `augment.scale` (He et al. 2015, section 3.4).
 
     Without a scale the shorter side is that of the test. `pad` widens where the crop may lie, over zeros.
 
-    Returns:
-        (size, size, C) uint8.
+    Args:
+        height, width: the image's.
+        size: side of the crop.
+        numbers: (NUMBERS,) in [0, 1).
     """
     if augment.scale:
         least, most = augment.scale
         side = least + int(_pick(numbers[3], most - least + 1))
     else:
         side = shorter_side(size)
-    image = resize(image, side)
-    pad = augment.pad
-    top = int(_pick(numbers[0], image.height + 2 * pad - size + 1)) - pad
-    left = int(_pick(numbers[1], image.width + 2 * pad - size + 1)) - pad
-    pixels = to_pixels(image.crop((left, top, left + size, top + size)))
-    return pixels[:, ::-1] if augment.flip and _mirrored(numbers) else pixels
+    resized, pad = resized_to(height, width, side), augment.pad
+    top, left = (int(_pick(numbers[axis], resized[axis] + 2 * pad - size + 1)) - pad for axis in (0, 1))
+    return _view((height, width), resized, top, left, size, flip=augment.flip and bool(_mirrored(numbers)))
+
+
+def centre_view(height: int, width: int, size: int) -> View:
+    """The centre of an image whose shorter side is made `shorter_side(size)`."""
+    resized = resized_to(height, width, shorter_side(size))
+    top, left = ((length - size) // 2 for length in resized)
+    return _view((height, width), resized, top, left, size)
+
+
+def _view(
+    stored: tuple[int, int], resized: tuple[int, int], top: int, left: int, size: int, *, flip: bool = False
+) -> View:
+    """A square crop of the resized image, of which some may lie outside, in terms of the stored one."""
+    spans = []
+    for length, before, start in zip(resized, stored, (top, left), strict=True):
+        first, last = max(0, start), min(length, start + size)
+        spans.append((first * before / length, last * before / length, slice(first - start, last - start)))
+    (upper, lower, rows), (near, far, columns) = spans
+    return View((near, upper, far, lower), (rows, columns), size, flip)
 
 
 def shift_colour(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -89,13 +128,6 @@ def shift_colour(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(images + shift[:, None, None, :]), 0, 255).astype(np.uint8)
 
 
-def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of an image whose shorter side was made `shorter_side(size)`: (size, size, C) uint8."""
-    image = resize(image, shorter_side(size))
-    top, left = (image.height - size) // 2, (image.width - size) // 2
-    return to_pixels(image.crop((left, top, left + size, top + size)))
-
-
 def shorter_side(size: int) -> int:
     """The shorter side before the centre crop: 256 for crops of 224, and so in proportion."""
     return round(size * 256 / 224)
@@ -110,10 +142,15 @@ def _mirrored(numbers: np.ndarray) -> np.ndarray:
     return numbers[..., 2] < 0.5
 
 
+def resized_to(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is made `side`, the ratio of the sides kept."""
+    shorter = min(height, width)
+    return max(side, round(height * side / shorter)), max(side, round(width * side / shorter))
+
+
 def resize(image: Image.Image, side: int) -> Image.Image:
-    """Resize so that the shorter side has `side` pixels, the ratio of the sides kept."""
-    shorter = min(image.size)
-    width, height = (max(side, round(length * side / shorter)) for length in image.size)
+    """Resize so that the shorter side has `side` pixels."""
+    height, width = resized_to(image.height, image.width, side)
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 

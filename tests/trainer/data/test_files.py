@@ -196,9 +196,7 @@ def test_processes_that_share_a_cache_do_not_disturb_each_other(
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(names)
 
 
-def test_reading_processes_fetch_from_s3_by_connections_of_their_own(
-    server: S3Server, store: ObjectStore, tmp_path: Path
-) -> None:
+def test_threads_fetch_from_s3(server: S3Server, store: ObjectStore, tmp_path: Path) -> None:
     write_files(tmp_path / "files", folder_files())
     location = upload(store, tmp_path / "files", "forked")
     images = open_dataset(

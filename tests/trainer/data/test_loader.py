@@ -10,9 +10,10 @@ import torch
 
 from resforge.spec import AugmentSpec
 from tests.trainer.data.files import folder_files, info, write_files
+from trainer.data.image_set import ImageSet
 from trainer.data.loader import Loader, eval_loader, train_loader
 from trainer.data.sampler import TrainSampler
-from trainer.data.sets import ImageSet, open_dataset
+from trainer.data.sets import open_dataset
 from trainer.errors import InvalidData
 
 AUGMENT = AugmentSpec(pad=1, flip=True)
@@ -106,15 +107,15 @@ def test_seeds_differ(synthetic: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("augment", [AUGMENT, AugmentSpec(flip=True, scale=(9, 14), colour=0.1)])
-def test_reading_processes_give_the_same_batches(folder: ImageSet, augment: AugmentSpec) -> None:
+def test_threads_give_the_same_batches(folder: ImageSet, augment: AugmentSpec) -> None:
     assert batches(folder, augment, cpus=2) == batches(folder, augment)
 
 
-def test_processes_read_only_what_must_be_decoded(synthetic: ImageSet, folder: ImageSet) -> None:
-    assert eval_loader(synthetic, batch=4, cpus=8).num_workers == 0
-    assert eval_loader(folder, batch=4, cpus=1).num_workers == 0
-    assert eval_loader(folder, batch=4, cpus=1.5).num_workers == 0
-    assert eval_loader(folder, batch=4, cpus=2).num_workers == 2
+def test_threads_read_only_what_must_be_decoded(synthetic: ImageSet, folder: ImageSet) -> None:
+    assert eval_loader(synthetic, batch=4, cpus=8).threads == 0
+    assert eval_loader(folder, batch=4, cpus=1).threads == 0
+    assert eval_loader(folder, batch=4, cpus=1.5).threads == 0
+    assert eval_loader(folder, batch=4, cpus=2).threads == 2
 
 
 @pytest.mark.parametrize("workers", [1, 3, 40])

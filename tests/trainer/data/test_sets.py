@@ -25,8 +25,10 @@ from tests.trainer.data.files import (
     write_files,
     write_idx,
 )
-from trainer.data import sets
-from trainer.data.sets import ArraySet, FolderSet, ImageSet, input_normalisation, open_dataset
+from trainer.data import photographs
+from trainer.data.image_set import ArraySet, ImageSet
+from trainer.data.photographs import FolderSet
+from trainer.data.sets import input_normalisation, open_dataset
 from trainer.data.transforms import NUMBERS
 from trainer.errors import InvalidData
 
@@ -408,7 +410,7 @@ def test_the_mean_of_a_folder_is_over_a_sample_of_every_class(tmp_path: Path, mo
     assert isinstance(train, FolderSet)
     whole = input_normalisation(train, "channel")
     np.testing.assert_allclose(whole.mean, train.test_images(range(12)).mean(axis=(0, 1, 2)), rtol=1e-6)
-    monkeypatch.setattr(sets, "MEAN_IMAGES", 6)
+    monkeypatch.setattr(photographs, "MEAN_IMAGES", 6)
     sample = train.test_images([0, 2, 4, 6, 8, 10])
     np.testing.assert_allclose(input_normalisation(train, "pixel").mean, sample.mean(axis=0), rtol=1e-6)
 

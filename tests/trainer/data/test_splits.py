@@ -6,7 +6,7 @@ import pytest
 from resforge.jobs import DatasetInfo
 from resforge.spec import TrainSpec
 from resforge.storage import JobDocument
-from trainer.data.sets import ArraySet
+from trainer.data.image_set import ArraySet
 from trainer.data.splits import open_split
 from trainer.errors import InvalidData
 

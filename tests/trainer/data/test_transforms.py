@@ -1,5 +1,8 @@
 """Augmentation by given random numbers, the centre crop, and normalisation."""
 
+from io import BytesIO
+from typing import Self
+
 import numpy as np
 import pytest
 import torch
@@ -8,17 +11,46 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resforge.spec import AugmentSpec
+from tests.trainer.data.files import info
+from trainer.data.photographs import EncodedSet
 from trainer.data.transforms import (
     COLOUR_AXES,
     COLOUR_SHIFTS,
     NUMBERS,
     Normalisation,
-    centre_crop,
     crop_and_flip,
-    scale_crop_and_flip,
     shift_colour,
     shorter_side,
 )
+
+
+class One(EncodedSet):
+    """A set of one image, as a PNG."""
+
+    def __init__(self, image: Image.Image, size: int) -> None:
+        channels = 1 if image.mode == "L" else 3
+        super().__init__(info("folder", channels=channels, image_size=size), np.zeros(1, dtype=np.int64))
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        self._data = buffer.getvalue()
+
+    def encoded(self, index: int) -> bytes:
+        return self._data
+
+    def name(self, index: int) -> str:
+        return "the image"
+
+    def subset(self, indices: np.ndarray) -> Self:
+        return self
+
+
+def centre_crop(image: Image.Image, size: int) -> np.ndarray:
+    return One(image, size).test_images([0])[0]
+
+
+def scale_crop_and_flip(image: Image.Image, size: int, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
+    return One(image, size).train_images([0], numbers[None], augment)[0]
+
 
 UNIT = st.floats(0, 1, exclude_max=True, width=32)
 
