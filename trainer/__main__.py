@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import time
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -68,8 +67,7 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
         heartbeat = Heartbeat(at=datetime.now(UTC), beat=beats, every_s=1.0, leaves=pod.ends)
         shipper.document(keys.heartbeat, heartbeat)
 
-    at_work = ExitStack()
-    at_work.enter_context(pod.at_work())  # until this process ends
+    pod.hold()
     with Shipper(store, keys, every=beat) as shipper, shipped(shipper, attempt):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s driver %(levelname)s %(name)s: %(message)s")
         result = None

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
@@ -53,7 +54,13 @@ def drive(
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=retry.worker_restarts),
+            failure_config=FailureConfig(
+                max_failures=retry.worker_restarts,
+                max_preemption_failures=retry.worker_restarts,
+                # A gang that finds no place for its workers any more is given up, not tried for ever: another attempt
+                # gets a cluster of its own.
+                controller_failure_limit=1,
+            ),
         ),
     )
     failure: TrainingFailedError | None = None
@@ -82,6 +89,10 @@ def _why(failure: TrainingFailedError | None) -> tuple[Reason, str]:
     """The reason and its message where no worker left a verdict."""
     if failure is None:
         return Reason.TRAINING_ERROR, "the workers ended and left no result"
+    if isinstance(failure, ControllerError) and isinstance(
+        failure.controller_failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError
+    ):
+        return Reason.UNSCHEDULABLE, f"its workers found no place again: {_last_line(failure.controller_failure)}"
     causes = failure.worker_failures if isinstance(failure, WorkerGroupError) else {}
     lines = [f"rank {rank}: {_last_line(error)}" for rank, error in sorted(causes.items())]
     message = "; ".join(lines) or _last_line(failure)

@@ -1,21 +1,18 @@
 """How a pod that is to end (a node drained, a job preempted) lets the training in it write a checkpoint first.
 
 Kubernetes runs `python -m trainer.pod SECONDS` in each of an attempt's pods before it ends them (preStop). That says so
-to the processes at work there, by a file in a folder that they share, and waits until none is at work any more.
+to the processes at work there, by a file in a folder that they share, and waits until none of them is left.
 """
 
 import argparse
 import fcntl
-import logging
+import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.settings import TrainerSettings
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,18 +30,17 @@ class Pod:
         """Whether the pod is to end."""
         return self.folder is not None and (self.folder / "ends").exists()
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Have the pod's end wait for what is done within; the kernel lets go when the process dies."""
-        if self.folder is None:
-            yield
-            return
-        with self._lock().open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            yield
+    def hold(self) -> None:
+        """Have the pod's end wait until this process ends.
+
+        Not only until its own work is done: other pods' workers and the driver may need it for longer, to write a
+        checkpoint and to see that all have ended.
+        """
+        if self.folder is not None:
+            fcntl.flock(os.open(self._lock(), os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)  # closed with the process
 
     def end(self, within_s: int) -> bool:
-        """Tell that the pod is to end; whether all that was at work has ended within that many seconds.
+        """Tell that the pod is to end; whether all that held it have ended within that many seconds.
 
         Raises:
             ValueError: this is no pod.

@@ -87,14 +87,11 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     if store.find(prefix.attempt(attempt + 1).attempt) is not None:
         logger.warning("attempt %d was given up, and another has begun; nothing to do", attempt)
         return
+    place.pod.hold()
     job = JobDocument.model_validate_json(store.get(prefix.spec))
     told = AttemptDocument.model_validate_json(store.get(keys.attempt))
     try:
-        with (
-            place.pod.at_work(),
-            Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper,
-            _memory_named(),
-        ):
+        with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper, _memory_named():
             _train(store, prefix, job, told, place, shipper, cache)
     except TrainingFault as fault:
         logger.error("%s: %s", fault.reason, fault)

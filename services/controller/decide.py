@@ -382,6 +382,8 @@ def _seen(case: _Case) -> Change:
     seen = case.observed.launcher
     if attempt.attempt.admitted_at is None and seen is not None and seen.phase != "absent" and not seen.queued:
         values["admitted_at"] = case.now
+    if attempt.attempt.admitted_at is not None and seen is not None and seen.queued and attempt.beat is None:
+        values["admitted_at"] = None  # back in the queue before it began
     restarts = max(item.restarts if item is not None else 0 for item in (heartbeat, progress))
     if restarts > attempt.attempt.restarts:
         values["restarts"] = restarts

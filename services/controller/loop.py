@@ -242,8 +242,11 @@ class Controller:
         self._keep()
         pending = set(futures.values())
         while pending:
-            pending = wait(pending, timeout=self._settings.lease_s / 4).not_done
-            self._keep()
+            left = wait(pending, timeout=self._settings.lease_s / 4).not_done
+            self._leadership.keep()
+            if len(left) < len(pending):  # one that never returns is no sign of life
+                self._awake()
+            pending = left
         answered = {}
         for job, future in futures.items():
             try:

@@ -67,7 +67,11 @@ def lose(record: JobRecord, attempt: AttemptRecord, seen: Observation, now: date
     if record.job.state is JobState.CANCELLING:
         return _cancelled(record, ended(AttemptState.STOPPED, now, Reason.CANCELLED_BY_USER, message), now)
     if attempt.stop_reason is not None:
-        reason, message = attempt.stop_reason, attempt.attempt.message
+        silent = attempt.stop_reason is Reason.HEARTBEAT_EXPIRED
+        if silent and seen.reason is not None:  # why it was silent
+            reason, message = seen.reason, f"{seen.message} {attempt.attempt.message}"
+        else:
+            reason, message = attempt.stop_reason, attempt.attempt.message
     return _again(record, ended(AttemptState.LOST, now, reason, message), now)
 
 

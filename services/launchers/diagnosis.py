@@ -1,7 +1,7 @@
 """What a RayJob, its pods and Kueue's word on it come to: pure, over the objects as Kubernetes gives them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -84,15 +84,19 @@ def diagnose(
         note: what the events say of a cluster that has no pods.
     """
     if rayjob is None:
-        return _after(pods, now)
+        return _after(pods, losses, now)
     status = rayjob.get("status") or {}
-    seen = [*losses, *(loss for pod in pods if (loss := loss_of(pod, now)))]
+    seen = [*losses, *(loss for pod in pods if (loss := _coming(pod, now)))]
     phase = status.get("jobDeploymentStatus", "")
     if phase in ("Complete", "Failed"):
         return _ended(status, seen, now)
     if deleted_at(rayjob) is not None:
         return Observation("running", "It is being removed.")
     if rayjob["spec"].get("suspend"):
+        ending = sorted(pod["metadata"]["name"] for pod in pods if _lives(pod, now))
+        if ending:  # they may be writing a checkpoint
+            message = f"Kueue takes its room back, and its pods are ending: {', '.join(ending[:3])}."
+            return Observation("running", message, Reason.PREEMPTED)
         return _suspended(workload)
     return _running(status, pods, seen, now) if phase == "Running" else _pending(status, pods, note, now)
 
@@ -126,6 +130,16 @@ def loss_of(pod: Object, now: datetime) -> Loss | None:
     return None
 
 
+def _coming(pod: Object, now: datetime) -> Loss | None:
+    """What a pod that is there still says of its end.
+
+    A head that was given notice and lives on is not lost before it is gone: its driver has that time to bring the
+    attempt to an end.
+    """
+    loss = loss_of(pod, now)
+    return replace(loss, head=loss.head and not _lives(pod, now)) if loss is not None else None
+
+
 def vanished(pod: Object, now: datetime) -> Loss | None:
     """What the removal of a pod means for its attempt, if it should have lived on."""
     told = loss_of(pod, now)
@@ -143,11 +157,12 @@ def deleted_at(item: Object) -> datetime | None:
     return _time(item["metadata"].get("deletionTimestamp"))
 
 
-def _after(pods: Sequence[Object], now: datetime) -> Observation:
+def _after(pods: Sequence[Object], losses: Iterable[Loss], now: datetime) -> Observation:
     """An attempt without a RayJob: gone, once its pods are."""
     left = [pod["metadata"]["name"] for pod in pods if _lives(pod, now)]
     if not left:
-        return Observation("absent")
+        why = _latest([loss for loss in losses if loss.told], now)
+        return Observation("absent") if why is None else Observation("absent", why.message, why.reason)
     return Observation("running", f"It was removed, and its pods are ending: {', '.join(sorted(left)[:3])}.")
 
 

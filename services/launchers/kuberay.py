@@ -25,7 +25,7 @@ from services.launchers.cluster_view import View
 from services.launchers.diagnosis import Loss, deleted_at, diagnose, vanished
 from services.launchers.kube import EVENTS, PODS, RAY_JOBS, WORKLOADS, Kube, KubeError
 from services.launchers.pools import Pool, Pools
-from services.launchers.rayjob import ATTEMPT, BUCKET, JOB, KIND, House, rayjob
+from services.launchers.rayjob import ATTEMPT, BUCKET, JOB, KIND, QUEUE, House, rayjob
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,11 @@ class KubeRay(Launcher):
         # What the copy does not have may have been made a moment ago: only the API server itself can say.
         rayjob = found if found is not None else self._find(name)
         workload = None
-        if rayjob is not None and self._workloads is not None:
+        if rayjob is not None and self._workloads is not None and QUEUE in (rayjob["metadata"].get("labels") or {}):
+            try:
+                self._workloads.check()
+            except KubeError as error:
+                raise LauncherUnavailable(str(error)) from error
             workload = next(iter(self._workloads.find(name)), None)
         here = pods.find(name)
         with self._lock:
@@ -160,9 +164,8 @@ class KubeRay(Launcher):
                     if self._kueue:
                         self._workloads = View(self._connect(), WORKLOADS, key=_owner)
                 jobs, pods = self._jobs, self._pods
-            for view in (jobs, pods, self._workloads):
-                if view is not None:
-                    view.check()
+            for view in (jobs, pods):
+                view.check()
         except KubeError as error:
             raise LauncherUnavailable(str(error)) from error
         return jobs, pods

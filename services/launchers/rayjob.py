@@ -233,7 +233,7 @@ class _Build:
             spec["nodeSelector"] = dict(place.node_selector)
         if pool.priority_class:
             spec["priorityClassName"] = pool.priority_class
-        return {"metadata": {"labels": self.labels}, "spec": spec}
+        return {"metadata": {"labels": self.labels, "annotations": dict(_NO_MOVE)}, "spec": spec}
 
     @property
     def _notice_s(self) -> int:
@@ -299,6 +299,9 @@ def _toleration(item: Toleration) -> dict[str, Any]:
     }
     return {name: value for name, value in fields.items() if value is not None}
 
+
+# Autoscalers that would move a gang's pod to save a node.
+_NO_MOVE = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 
 _GONE_NODE = [
     {

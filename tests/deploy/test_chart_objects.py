@@ -636,7 +636,7 @@ def test_heads_run_where_they_may_and_trainers_know_their_region(tmp_path: Path)
     assert toleration in head["tolerations"]
     assert toleration not in workers["tolerations"]
     for spec in (head, workers):
-        assert {"name": "AWS_DEFAULT_REGION", "value": "eu-central-1"} in spec["containers"][0]["env"]
+        assert {"name": "AWS_DEFAULT_REGION", "value": "eu-north-1"} in spec["containers"][0]["env"]
     flavors = {item["metadata"]["name"]: item["spec"] for item in of(rendered("outside"), "ResourceFlavor")}
     # Kueue matches pods with flavors by these, so workers never take what is for heads.
     assert flavors["resforge-heads"] == {"nodeLabels": HEADS["node_selector"], "tolerations": [toleration]}

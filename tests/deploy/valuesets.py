@@ -41,7 +41,7 @@ OUTSIDE: dict[str, Any] = {
         "bucket": "training",
         "endpoint": "https://s3.internal",
         "publicEndpoint": "https://s3.public",
-        "region": "eu-central-1",
+        "region": "eu-north-1",
         "existingSecret": "s3-keys",
         "trainerExistingSecret": "trainer-s3-keys",
     },

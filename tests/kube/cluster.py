@@ -26,6 +26,7 @@ class Cluster:
         operator_works: KubeRay reconciles. If not, nothing moves, and finalizers stay.
         on_driver: called with (name, entrypoint) when KubeRay submits a driver.
         grace_s: how long a pod that is removed still runs.
+        drivers, stopped: whose drivers were submitted, and whose were stopped since their RayJob was deleted.
     """
 
     api: KubeApi
@@ -35,6 +36,7 @@ class Cluster:
     on_driver: Callable[[str, str], None] | None = None
     grace_s: float = 0.0
     drivers: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
     _made: dict[str, dict[str, str]] = field(default_factory=dict)  # by RayJob: its pods, by what each is for
     _replaced: Counter[str] = field(default_factory=Counter)
     _driven: dict[str, tuple[str, str]] = field(default_factory=dict)  # the RayJob and the head that have a driver
@@ -111,9 +113,12 @@ class Cluster:
         self._remove_pods(name)
 
     def disrupt(self, pod: str, reason: str, message: str) -> None:
-        """A pod is ended by its node or by somebody else's claim, and removed."""
+        """A pod is ended by its node or by somebody else's claim: at once, or after its grace."""
         self._condition("pods", pod, "DisruptionTarget", "True", reason, message)
-        self.api.remove("pods", pod)
+        if self.grace_s:
+            self.api.delete("pods", pod, self.grace_s)
+        else:
+            self.api.remove("pods", pod)
 
     def kill_for_memory(self, pod: str) -> None:
         """The kernel kills a pod's process for its memory; KubeRay removes the pod."""
@@ -140,6 +145,8 @@ class Cluster:
     def _reconcile(self, name: str, job: Object) -> None:
         metadata, status = job["metadata"], job.get("status") or {}
         if metadata.get("deletionTimestamp"):
+            if status.get("jobDeploymentStatus") == "Running":
+                self.stopped.append(name)  # KubeRay's StopJob: the driver is ended, whatever it does
             self._remove_pods(name)
             self.api.edit("rayjobs", name, lambda item: item["metadata"].pop("finalizers", None))
             if self.api.exists("workloads", f"rayjob-{name}"):

@@ -61,6 +61,7 @@ def run_gang(
 ) -> Result | None:
     """Run one attempt to its end, or until a kill brings the gang down; its verdict, if it left one.
 
+    Workers that are done live on until all are, as under Ray Train.
     When one worker dies, the others are killed too, as Ray Train does. With `exports`, a folder, each rank adds what it
     exports to the file of its number there, a line of JSON each time. With `pods`, each rank is in a pod of its own,
     whose folder there has its number.
@@ -71,7 +72,7 @@ def run_gang(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.worker", "tests.trainer.gang"])
     pids = context.Array("i", workers)
-    port = free_port()
+    port, done = free_port(), context.Barrier(workers)
     processes = [
         context.Process(
             target=_work,
@@ -89,6 +90,7 @@ def run_gang(
                 kill,
                 exports,
                 pods,
+                done,
             ),
             daemon=True,
         )
@@ -114,7 +116,7 @@ def run_gang(
 def _work(
     rank: int, workers: int, port: int, pids: Any, endpoint: str, environment: dict[str, str], bucket: str,
     prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None, exports: Path | None,
-    pods: Path | None,
+    pods: Path | None, done: Any,
 ) -> None:  # fmt: skip
     import torch
     import torch.distributed as dist
@@ -164,4 +166,5 @@ def _work(
     except Exception:  # noqa: BLE001 - told by the exit code
         traceback.print_exc()
         os._exit(1)
+    done.wait(60)
     os._exit(0)  # without the farewells of a process group whose other members may be dead

@@ -90,7 +90,8 @@ def test_a_pod_that_is_to_end_leaves_a_checkpoint_of_the_step_reached(
         until(lambda: store.find(prefix.attempt(1).progress), within_s=60, what="a training")
         if whose == "a worker's":
             with hook(tmp_path / "1") as ending:  # not rank 0, which writes it
-                assert ending.wait(60) == 0  # only once the training has ended
+                assert ending.wait(60) == 0
+            assert store.find(prefix.attempt(1).verdict) is not None  # not before the other has written the checkpoint
         else:
             told = Heartbeat(at=datetime.now(UTC), beat=1, every_s=1.0, leaves=True)
             store.put(prefix.attempt(1).heartbeat, told.to_bytes())

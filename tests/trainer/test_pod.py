@@ -13,7 +13,7 @@ from tests.services.local.waiting import until
 from trainer.pod import Pod
 from trainer.settings import TrainerSettings
 
-AT_WORK = "import sys; from pathlib import Path; from trainer.pod import Pod\nwith Pod(Path(sys.argv[1])).at_work():\n"
+HOLDS = "import sys; from pathlib import Path; from trainer.pod import Pod; Pod(Path(sys.argv[1])).hold(); "
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def hook(folder: Path | None, seconds: str = "30") -> Iterator[subprocess.Popen[
 @contextmanager
 def worker(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process at work in the pod, until its standard input ends."""
-    program = AT_WORK + "    print('at work', flush=True); sys.stdin.read()"
+    program = HOLDS + "print('at work', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -41,7 +41,7 @@ def worker(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_the_pods_end_waits_for_all_that_is_at_work(tmp_path: Path) -> None:
+def test_the_pods_end_waits_for_the_end_of_every_process(tmp_path: Path) -> None:
     pod = Pod(tmp_path / "pod")
     with worker(tmp_path / "pod") as first, worker(tmp_path / "pod") as second, hook(tmp_path / "pod") as ending:
         assert until(lambda: pod.ends, within_s=20, what="the word that the pod ends")
@@ -63,8 +63,8 @@ def test_an_idle_pod_ends_at_once_and_a_busy_one_when_the_time_is_up(tmp_path: P
 def test_outside_of_pods_nothing_is_told(tmp_path: Path) -> None:
     assert TrainerSettings.from_environment({}).pod is None
     assert TrainerSettings.from_environment({"RESFORGE_POD": str(tmp_path)}).pod == tmp_path
-    with Pod().at_work():
-        assert not Pod().ends
+    Pod().hold()
+    assert not Pod().ends
     with pytest.raises(ValueError, match="RESFORGE_POD names no folder"):
         Pod().end(1)
     with hook(tmp_path, "0") as ending:

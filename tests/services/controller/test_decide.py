@@ -431,6 +431,31 @@ def test_what_keeps_an_attempt_pending_is_shown_and_taken_away() -> None:
     assert action.change.job == {"reason": None, "message": ""}
 
 
+def test_an_attempt_that_goes_back_into_the_queue_before_it_began_is_no_longer_admitted() -> None:
+    action = decide(record(J.STARTING, A.SUBMITTED), Observed(launcher=QUEUED), after(1), POLICY)
+    assert action is not None
+    assert action.change.attempt == {"admitted_at": None}
+    ran = record(J.RUNNING, A.RUNNING, beat=5, beat_seen_at=after(0))
+    action = decide(ran, Observed(launcher=QUEUED), after(1), POLICY)
+    assert action is not None
+    assert "admitted_at" not in action.change.attempt  # it is ended
+
+
+def test_what_a_silent_attempt_has_lost_is_why_it_was_silent() -> None:
+    stopping = record(
+        J.RUNNING, A.RUNNING, beat=5, beat_seen_at=after(0), stop_requested_at=after(60),
+        stop_reason=Reason.HEARTBEAT_EXPIRED,
+    )  # fmt: skip
+    for seen, reason in (
+        (Observation("absent"), Reason.HEARTBEAT_EXPIRED),
+        (Observation("absent", "node-7 is gone.", Reason.NODE_LOST), Reason.NODE_LOST),
+    ):
+        action = decide(stopping, Observed(launcher=seen), after(70), POLICY)
+        assert isinstance(action, Apply)
+        assert (action.change.job["state"], action.change.attempt["reason"]) == (J.RECOVERING, reason)
+        assert seen.message in action.change.attempt["message"]
+
+
 def test_an_attempts_admission_is_written_once() -> None:
     held = record(J.STARTING, A.SUBMITTED, held=True, reason=Reason.NO_CAPACITY, message="Kueue: no quota")
     for nothing in (Observed(launcher=QUEUED), Observed(launcher_error="away")):

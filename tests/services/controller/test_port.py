@@ -1,6 +1,8 @@
 """The controller's port, over HTTP."""
 
 import socket
+import threading
+import time
 from typing import Any
 
 import httpx
@@ -9,9 +11,11 @@ from prometheus_client import CollectorRegistry
 
 from services.controller.loop import Controller
 from services.controller.port import HANGS_AFTER_S, MetricsPortTaken, Pulse, serve
+from services.launchers.base import Observation
 from services.settings import Settings
 from tests.s3 import free_port
 from tests.services.controller.stage import Stage
+from tests.services.local.waiting import until
 
 
 def settings(**changes: Any) -> Settings:
@@ -42,6 +46,38 @@ def test_a_loop_that_hangs_is_told_from_one_that_works() -> None:
     pulse.beat()
     assert livez()[0] == 200
     assert httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).status_code == 200
+
+
+@pytest.mark.stack
+def test_a_look_that_never_returns_gives_none(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = stage.controller()
+    job = stage.submit()
+    stage.running(controller, job)
+    answers, beats, kept = threading.Event(), list[float](), threading.Event()
+    observe, confirm = stage.launcher.observe, controller._leadership.keep
+
+    def hang(name: str) -> Observation:
+        answers.wait(60)
+        return observe(name)
+
+    def keep() -> None:
+        confirm()
+        if asked:
+            kept.set()
+
+    asked = list[bool]()
+    monkeypatch.setattr(stage.launcher, "observe", hang)
+    monkeypatch.setattr(controller._leadership, "keep", keep)
+    ticking = threading.Thread(target=controller.tick)
+    ticking.start()
+    until(lambda: answers._cond._waiters, what="the look")  # type: ignore[attr-defined]
+    asked.append(True)
+    monkeypatch.setattr(Pulse, "beat", lambda _: beats.append(time.monotonic()))
+    assert kept.wait(30)  # the lease is held meanwhile
+    assert beats == []
+    answers.set()
+    ticking.join(30)
+    assert beats != []
 
 
 @pytest.mark.stack

@@ -116,6 +116,32 @@ def test_kueue_preempts(stage: KubeStage) -> None:
     assert stage.api.names("workloads") == []
 
 
+def test_kueues_preemption_leaves_the_pods_their_grace(stage: KubeStage) -> None:
+    stage.launcher.submit(request(pool="queued"))
+    stage.until(lambda seen: "waits" in seen.message)
+    stage.cluster.admit(NAME)
+    stage.phase("running")
+    stage.cluster.grace_s = 60
+    stage.cluster.preempt(NAME)
+    seen = stage.until(lambda seen: seen.reason)
+    assert (seen.phase, seen.reason, seen.queued) == ("running", Reason.PREEMPTED, False)
+    stage.cluster.settle()
+    assert stage.launcher.observe(NAME).phase == "running"
+    for pod in stage.cluster.pods(NAME):
+        stage.api.remove("pods", pod)
+    assert stage.until(lambda seen: seen.queued).phase == "pending"
+
+
+def test_what_needs_no_queue_goes_on_where_kueue_is_not_installed(stage: KubeStage, impatient: None) -> None:
+    stage.api.fail(verb="list", resource="workloads", code=404, times=1000)
+    stage.start()
+    stage.launcher.submit(request(OTHER, pool="queued"))
+    with pytest.raises(LauncherUnavailable, match="404"):
+        wait_for(lambda: stage.launcher.observe(OTHER), lambda seen: False, timeout_s=10)
+    assert stage.launcher.observe(NAME).phase == "running"
+    assert stage.launcher.nodes("plain") is not None
+
+
 def lose_node(stage: KubeStage, pod: str) -> None:
     stage.cluster.disrupt(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
 
@@ -156,6 +182,32 @@ def test_a_lost_head_ends_the_attempt_and_its_cause_is_told(
     seen = stage.phase("failed")
     assert seen.reason is reason
     assert words in seen.message
+
+
+def test_a_head_that_is_given_notice_is_not_lost_before_it_is_gone(
+    stage: KubeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
+    stage.start()
+    stage.cluster.grace_s = 60  # of which preStop makes use
+    head = f"{NAME}-head"
+    stage.cluster.disrupt(head, "EvictionByEvictionAPI", "Eviction API: evicting")
+    seen = stage.until(lambda seen: seen.reason)
+    assert (seen.phase, seen.reason) == ("running", Reason.PREEMPTED)
+    later = time.monotonic() + 1.0  # longer than a loss takes to settle
+    stage.until(lambda seen: time.monotonic() > later and seen.phase == "running")
+    stage.api.remove("pods", head)
+    seen = stage.phase("failed")
+    assert (seen.reason, "evicting" in seen.message) == (Reason.PREEMPTED, True)
+
+
+def test_a_silent_attempts_end_is_told_by_what_it_lost(stage: KubeStage) -> None:
+    stage.start()
+    lose_node(stage, stage.cluster.pods(NAME, "worker")[0])
+    stage.until(lambda seen: seen.reason)
+    stage.launcher.stop(NAME)
+    seen = stage.phase("absent")
+    assert (seen.reason, "NoExecute" in seen.message) == (Reason.NODE_LOST, True)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,29 @@ def test_kueues_preemption_ends_the_attempt_and_another_waits(town: Town) -> Non
     town.running(job, 2)
 
 
+@pytest.mark.parametrize("pool", ["small", "queued"])
+def test_an_attempt_that_makes_way_ends_by_itself_and_nobody_stops_its_driver(town: Town, pool: str) -> None:
+    job = town.submit(pool=pool)
+    name = f"{job.id}-1"
+    if pool == "queued":
+        town.until(lambda: town.job(job).reason is Reason.NO_CAPACITY)
+        town.cluster.admit(name)
+    driver = town.running(job)
+    town.cluster.grace_s = 60
+    if pool == "queued":
+        town.cluster.preempt(name)
+    else:
+        town.cluster.disrupt(f"{name}-head", "EvictionByEvictionAPI", "Eviction API: evicting")
+    later = time.monotonic() + 1.0
+    town.until(lambda: time.monotonic() > later)
+    assert (town.job(job).state, town.job(job).attempts, town.cluster.stopped) == (S.RUNNING, 1, [])
+    driver.stop()  # the checkpoint is written
+    town.cluster.grace_s = 0
+    town.until(lambda: town.job(job).attempts == 2)
+    first, second = town.store.attempts(town.project, job.id)
+    assert (first.state, first.reason, second.resume_from) == (AttemptState.STOPPED, Reason.PREEMPTED, (1,))
+
+
 def test_an_image_that_cannot_be_pulled_is_told_and_given_up(town: Town) -> None:
     job = town.submit(infrastructure=0)
     town.cluster.stays[f"{job.id}-1"], town.cluster.message = "image", "manifest unknown"

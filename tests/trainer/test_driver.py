@@ -1,0 +1,24 @@
+"""Why an attempt under Ray Train failed, by what Ray Train raises."""
+
+import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from resforge.jobs import Reason
+from trainer.driver import _why
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "words"),
+    [
+        (None, Reason.TRAINING_ERROR, "the workers ended and left no result"),
+        (WorkerGroupError("two", {1: ValueError("no such thing")}), Reason.TRAINING_ERROR, "rank 1: no such thing"),
+        (WorkerGroupError("one", {0: RuntimeError("it timed out")}), Reason.COLLECTIVE_TIMEOUT, "rank 0: it timed out"),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), Reason.UNSCHEDULABLE, "its workers found no place again"),
+        (ControllerError(ValueError("a bug")), Reason.TRAINING_ERROR, "a bug"),
+    ],
+)
+def test_the_reason(failure: TrainingFailedError | None, reason: Reason, words: str) -> None:
+    found, message = _why(failure)
+    assert found is reason
+    assert words in message
