@@ -42,6 +42,7 @@ def train(config: WorkerConfig) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where NCCL takes objects from
+    settings = TrainerSettings.from_environment()  # this node's, not the driver's
     place = Place(
         rank=rank,
         workers=context.get_world_size(),
@@ -49,9 +50,10 @@ def train(config: WorkerConfig) -> None:
         strategy=RayDDPStrategy(),
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
-        pod=Pod(TrainerSettings.from_environment().pod),  # this node's, not the driver's
+        pod=Pod(settings.pod),
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)
     store = ObjectStore(config["bucket"], endpoint=config["s3_endpoint"])
-    run(store, prefix, config["attempt"], place, cache=Path(config["scratch"]) / "data")
+    cache = Path(config["scratch"]) / "data"
+    run(store, prefix, config["attempt"], place, cache=cache, cache_bytes=settings.cache_bytes)

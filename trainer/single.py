@@ -169,7 +169,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
         pod=Pod(settings.pod),
     )
-    run(store, prefix, attempt, place, cache=settings.scratch / "data")
+    run(store, prefix, attempt, place, cache=settings.scratch / "data", cache_bytes=settings.cache_bytes)
 
 
 class _LateGauges:

@@ -49,7 +49,7 @@ def main() -> None:
     )
     store = ObjectStore(where.netloc, endpoint=settings.s3_endpoint)
     prefix = JobPrefix(where.path.strip("/") + "/")
-    run(store, prefix, arguments.attempt, place, cache=settings.scratch / "data")
+    run(store, prefix, arguments.attempt, place, cache=settings.scratch / "data", cache_bytes=settings.cache_bytes)
     dist.destroy_process_group()
     if rank == 0:
         keys = prefix.attempt(arguments.attempt)

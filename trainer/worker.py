@@ -7,10 +7,11 @@ ends at the job's last; an epoch is a fact of the sampler. So resuming in the mi
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -73,7 +74,9 @@ class Place:
     nodes: int = 1
 
 
-def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, cache: Path) -> None:
+def run(
+    store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, cache: Path, cache_bytes: int | None = None
+) -> None:
     """Train to the end of the job, or until asked to stop. Every rank calls it; all see the same attempt.
 
     What is wrong with the job itself is written down as the attempt's verdict and not raised, since trying again would
@@ -92,7 +95,7 @@ def run(store: ObjectStore, prefix: JobPrefix, attempt: int, place: Place, *, ca
     told = AttemptDocument.model_validate_json(store.get(keys.attempt))
     try:
         with Shipper(store, keys) if place.rank == 0 else nullcontext() as shipper, _memory_named():
-            _train(store, prefix, job, told, place, shipper, cache)
+            _train(store, prefix, job, told, place, shipper, partial(_open, job, store, cache, cache_bytes))
     except TrainingFault as fault:
         logger.error("%s: %s", fault.reason, fault)
         # Any rank may be the one that found it; of several that write, each says the same.
@@ -109,7 +112,7 @@ def _train(
     told: AttemptDocument,
     place: Place,
     shipper: Shipper | None,
-    cache: Path,
+    open_images: Callable[[], tuple[ImageSet, ImageSet]],
 ) -> None:
     assert isinstance(job.spec, TrainSpec)
     spec, training = job.spec, job.spec.training
@@ -118,7 +121,7 @@ def _train(
         # Two threads on one core were measured six times slower than one.
         torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
     with _agreement(place):
-        images, held_out = _open(job, store, cache)
+        images, held_out = open_images()
         per_epoch = steps_per_epoch(len(images), training.global_batch)
         normalisation = input_normalisation(images, spec.data.mean).to(place.device)
         total_steps = training.total_steps(per_epoch)
@@ -221,14 +224,15 @@ def _memory_named() -> Iterator[None]:
         raise OutOfMemory(f"the device's memory does not suffice; a smaller global batch may: {error}") from error
 
 
-def _open(job: JobDocument, store: ObjectStore, cache: Path) -> tuple[ImageSet, ImageSet]:
+def _open(job: JobDocument, store: ObjectStore, cache: Path, cache_bytes: int | None) -> tuple[ImageSet, ImageSet]:
     """The training images, as many as the spec asks for, and the held-out ones."""
     data = job.spec.data
 
     def opened(split: str) -> ImageSet:
         return open_split(
-            job, split, store_factory=lambda name: ObjectStore(name, endpoint=store.endpoint), cache_dir=cache
-        )
+            job, split, store_factory=lambda name: ObjectStore(name, endpoint=store.endpoint), cache_dir=cache,
+            cache_bytes=cache_bytes,
+        )  # fmt: skip
 
     images = opened("train")
     images.check(data.augment)

@@ -20,6 +20,7 @@ def open_split(
     *,
     store_factory: StoreFactory | None = None,
     cache_dir: Path | None = None,
+    cache_bytes: int | None = None,
     limit: int | None = None,
 ) -> ImageSet:
     """Open one split of a training job's images, downscaled as the job asks.
@@ -28,7 +29,7 @@ def open_split(
         job: a training job and its data set.
         split: "train", which leaves out what is held back and is limited as the job asks; "validation", what is held
             back; or "test".
-        store_factory, cache_dir: as for `open_dataset`.
+        store_factory, cache_dir, cache_bytes: as for `open_dataset`.
         limit: at most so many images, spread evenly over the split.
 
     Raises:
@@ -38,7 +39,9 @@ def open_split(
     assert isinstance(job.spec, TrainSpec)
     data, seed = job.spec.data, job.spec.training.seed
     stored: Split = "test" if split == "test" else "train"
-    images = open_dataset(job.dataset, stored, store_factory=store_factory, cache_dir=cache_dir)
+    images = open_dataset(
+        job.dataset, stored, store_factory=store_factory, cache_dir=cache_dir, cache_bytes=cache_bytes
+    )
     if split == "validation" and not data.validation:
         raise InvalidData("the job held no images back: its data.validation is 0")
     if split != "test" and data.validation:
