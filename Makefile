@@ -42,7 +42,7 @@ dashboards: $(READY)
 	$(BIN)/python -m deploy.grafana
 
 bench: $(READY)
-	@for file in $(wildcard benchmarks/[a-z]*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	-[ ! -x $(BIN)/resforge ] || [ ! -d .demo ] || $(BIN)/resforge down --home .demo

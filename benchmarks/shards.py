@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "docs" / "results" / "shards.md"
 sys.path.insert(0, str(ROOT))  # the S3 server is that of the tests
 
+from benchmarks import table  # noqa: E402
+from benchmarks.table import row  # noqa: E402
 from tests.s3 import start_s3  # noqa: E402
 
 SIZE, BATCH, CLASSES, SHARD_IMAGES = 224, 64, 10, 250
@@ -96,7 +98,7 @@ def sampler(images: ShardSet) -> TrainSampler:
 
 
 def timed(count: int, work: Callable[[], int]) -> float:
-    """Microseconds for each of `count` images; `work` returns the bytes that it came upon, so that it can't skip any."""
+    """Microseconds for each of `count` images; `work` gives the bytes that it came upon, so that it can skip none."""
     gc.collect()
     began = time.perf_counter()
     found = work()
@@ -150,7 +152,7 @@ def epoch(images: ShardSet) -> int:
 
 
 def resuming() -> float:
-    """Seconds from nothing to the images of a step in the middle of a late epoch of 1,281,167 images in 1,282 shards."""
+    """Seconds from nothing to a step in the middle of a late epoch of 1,281,167 images in 1,282 shards."""
     shards = np.repeat(np.arange(1282, dtype=np.int32), 1000)[:IMAGENET]
     rows = np.zeros(IMAGENET, dtype=ROW)
     info = DatasetInfo(name="imagenet", format="shards", channels=3, classes=1000, image_size=SIZE)
@@ -206,59 +208,22 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     microseconds = {side: statistics.median(values) for side, values in kept.items()}
     spread = {side: (min(values), max(values)) for side, values in kept.items()}
     resumed = statistics.median(resuming() for _ in range(rounds))
-    rows = [
-        row(
-            "reading, share of decoding", microseconds["ours"], microseconds["decoding"], 0.05, "us an image", "at most"
-        )
-    ]
+    ours, decoded = microseconds["ours"], microseconds["decoding"]
+    rows = [row("reading a shard, beside decoding", ours, decoded, "us an image", most=0.05)]
     rows += [
-        row(
-            f"reading against {side}",
-            microseconds[side],
-            microseconds["ours"],
-            1.0,
-            "us an image",
-            "at least",
-            flip=True,
-        )
+        row(f"reading a shard, against {side}", ours, microseconds[side], "us an image", most=1.0)
         for side in ("webdataset", "litdata")
         if side in microseconds
     ]
-    rows.append(
-        row(
-            "first epoch from S3, against a later one",
-            1e6 / microseconds["cold"],
-            1e6 / microseconds["warm"],
-            0.9,
-            "images/s",
-            "at least",
-        )
-    )
-    rows.append(row("resuming in epoch 88 of ImageNet", resumed, 1.0, 1.0, "s", "at most"))
+    cold, warm = (1e6 / microseconds[side] for side in ("cold", "warm"))
+    rows.append(row("first epoch from S3, against a later one", cold, warm, "images/s", least=0.9))
+    rows.append(row("resuming in epoch 88 of ImageNet, against a second", resumed, 1.0, "s", most=1.0))
     return {
         "at": datetime.now(UTC).date().isoformat(), "images": count, "bytes": size, "rounds": rounds,
         "microseconds": microseconds, "spread": spread, "growth_mib": growth[-1], "rows": rows,
         "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "versions": {name: version(name) for name in PACKAGES if _there(name)}, "python": platform.python_version(),
     }  # fmt: skip
-
-
-def row(
-    what: str, ours: float, theirs: float, target: float, unit: str, bound: str, *, flip: bool = False
-) -> dict[str, Any]:
-    """A line of the table of `make bench`. `flip`: the ratio is the first over the second, which is ours."""
-    ratio = ours / theirs
-    if flip:
-        ours, theirs = theirs, ours
-    return {
-        "what": what,
-        "ours": ours,
-        "theirs": theirs,
-        "unit": unit,
-        "ratio": ratio,
-        "target": target,
-        "bound": bound,
-    }
 
 
 def _there(package: str) -> bool:
@@ -291,12 +256,7 @@ def page(measured: dict[str, Any]) -> str:
         if side in spread:
             low, high = spread[side]
             lines.append(f"| {name} | {measured['microseconds'][side]:.1f} | {low:.1f} | {high:.1f} |")
-    lines += ["", "| what | ours | theirs | ratio | target |", "|---|---:|---:|---:|---:|"]
-    for item in measured["rows"]:
-        lines.append(
-            f"| {item['what']} | {item['ours']:.4g} {item['unit']} | {item['theirs']:.4g} | {item['ratio']:.3f} | "
-            f"{item['bound']} {item['target']:g} |"
-        )
+    lines += ["", *table.lines(measured["rows"])]
     told = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
     lines += [
         "",

@@ -74,7 +74,7 @@ def main() -> None:
     page = [
         "# What was measured, against the targets", "", "`make bench`", "", *lines(rows), "",
         f"{measured['at']}; {measured['cores']} cores ({measured['machine']}), Python {measured['python']}; "
-        f"{measured['seconds']:.0f} s in all, load {measured['load']:.1f} at the end. Each has a page of its own here.", "",
+        f"{measured['seconds']:.0f} s in all, load {measured['load']:.1f} at the end. Each has a page of its own.", "",
     ]  # fmt: skip
     print("\n".join(page))
     if set(arguments.only) == set(BENCHMARKS):
