@@ -197,7 +197,10 @@ def cancel(
     if as_json:
         print_json(found)
     else:
-        typer.echo(f"job {found.id} is {where(found)}")
+        from resforge.jobs import TERMINAL
+
+        asked = "" if found.state in TERMINAL else "; its end is asked for"
+        typer.echo(f"job {found.id} is {where(found)}{asked}")
 
 
 def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:

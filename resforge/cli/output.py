@@ -50,9 +50,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
     from rich import box
     from rich.table import Table
 
+    rows = list(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for place, name in enumerate(columns):
+        # Ids are there to be copied; what is narrow gains nothing by being folded.
+        whole = place == 0 or all(len(row[place]) <= 10 for row in rows)
+        table.add_column(
+            name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold", no_wrap=whole
+        )
     for row in rows:
         table.add_row(*(_escape(cell) for cell in row))
     if not table.row_count:
