@@ -71,6 +71,7 @@ def jobs(
             for job in found
         ),
         empty="no jobs",
+        spare=("data", "kind", "created", "subject", "step"),
     )
 
 
