@@ -218,6 +218,11 @@ class Manifest(Document):
         """Bytes of all parts."""
         return sum(part.size for part in self.parts)
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that its last step belongs to, from 0, as evaluations on the way tell it."""
+        return max(0, self.epoch - (self.offset == 0))
+
     def sealed(self) -> "Manifest":
         """The same manifest with its digest computed."""
         return self.model_copy(update={"digest": _digest(self.to_bytes())})

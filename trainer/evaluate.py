@@ -180,7 +180,7 @@ def evaluate_checkpoint(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = eval_loader(images, batch=batch, pin_memory=device.type == "cuda")
     totals = evaluate(network.to(device), loader, normalisation.to(device).normalise, device, precision=precision)
-    return totals.point(attempt=manifest.attempt, step=manifest.step, epoch=manifest.epoch)
+    return totals.point(attempt=manifest.attempt, step=manifest.step, epoch=manifest.last_epoch)
 
 
 def held_out(

@@ -189,7 +189,7 @@ def evaluate_folders(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     protocol = ProtocolSpec.model_validate({"views": views})
     evaluated = evaluate_sources(members, images, protocol, device=device, progress=progress)
-    return evaluated.totals.point(attempt=first.attempt, step=first.step, epoch=first.epoch)
+    return evaluated.totals.point(attempt=first.attempt, step=first.step, epoch=first.last_epoch)
 
 
 @dataclass(frozen=True)

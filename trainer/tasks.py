@@ -202,7 +202,7 @@ def _evaluate(
         progress=pace,
     )
     first, values = about.sources[0].manifest, evaluated.values()
-    point = evaluated.totals.point(attempt=attempt, step=first.step, epoch=first.epoch, split=about.split)
+    point = evaluated.totals.point(attempt=attempt, step=first.step, epoch=first.last_epoch, split=about.split)
     several = len(about.sources) > 1
     what = f"an ensemble of {len(about.sources)}" if several else f"{first.model.name} at step {first.step}"
     return _Found(

@@ -39,7 +39,7 @@ def recipes(
     typer.echo(f"# {recipe.title}")
     for published in recipe.published:
         note = f"; {published.note}" if published.note and published.error is not None else ""
-        typer.echo(f"# published: {published.metric} {published} ({published.source}{note})")
+        typer.echo(f"# published: {published.metric}: {published} ({published.source}{note})")
     for field in recipe.needs:
         typer.echo(f"# to be given beside this: {field}")
     typer.echo(yaml.safe_dump(recipe.spec.model_dump(mode="json"), sort_keys=False).rstrip())

@@ -71,6 +71,7 @@ def jobs(
             for job in found
         ),
         empty="no jobs",
+        spare=("data", "kind", "created", "subject", "step"),
     )
 
 
@@ -197,7 +198,10 @@ def cancel(
     if as_json:
         print_json(found)
     else:
-        typer.echo(f"job {found.id} is {where(found)}")
+        from resforge.jobs import TERMINAL
+
+        asked = "" if found.state in TERMINAL else "; its end is asked for"
+        typer.echo(f"job {found.id} is {where(found)}{asked}")
 
 
 def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:

@@ -45,15 +45,33 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "none") -> None:
-    """A table; `empty` is said where there are no rows. Columns whose name begins with > are set flush right."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "none", spare: Sequence[str] = ()
+) -> None:
+    """A table; `empty` is said where there are no rows. Columns whose name begins with > are set flush right.
+
+    Ids in the first column are there to be copied, and never folded. Where a terminal is too narrow, the `spare`
+    columns are left out, one after the other.
+    """
     from rich import box
     from rich.table import Table
 
+    told: list[Sequence[str]] = [columns, *rows]
+    width = console().width
+    for name in spare:
+        if sum(max(map(len, column)) + 3 for column in zip(*told, strict=True)) <= width:
+            break
+        place = told[0].index(name)
+        told = [[*row[:place], *row[place + 1 :]] for row in told]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for row in rows:
+    for place, name in enumerate(told[0]):
+        table.add_column(
+            name.removeprefix(">"),
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=place == 0,
+        )
+    for row in told[1:]:
         table.add_row(*(_escape(cell) for cell in row))
     if not table.row_count:
         typer.echo(empty)

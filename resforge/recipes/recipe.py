@@ -18,8 +18,9 @@ class Published(BaseModel):
     note: str = ""
 
     def __str__(self) -> str:
-        """Such as 6.43 %, or more than 60 %."""
-        return self.note if self.error is None else f"{self.error:.2f} %"
+        """Such as 6.43 %, 3.57 % (top-5), or more than 60 %."""
+        rank = " (top-5)" if "top-5" in self.metric else ""
+        return self.note if self.error is None else f"{self.error:.2f} %{rank}"
 
 
 class Recipe(BaseModel):

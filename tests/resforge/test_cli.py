@@ -185,7 +185,7 @@ def test_recipes_need_no_service(offline: Cli) -> None:
     assert "8.75 %" in offline("recipes").out
     assert offline("recipes", "digits/resnet-20", "--json").json["spec"]["model"]["depth"] == 20
     shown = offline("recipes", "cifar10/resnet-20").out
-    assert "# published: CIFAR-10 test error 8.75 %" in shown
+    assert "# published: CIFAR-10 test error: 8.75 %" in shown
     done = offline("recipes", "digits/resnet20")
     assert done.code == 3
     assert "did you mean digits/resnet-20" in done.err
