@@ -2,11 +2,15 @@
 
 JPEGs are decoded by libjpeg-turbo: by the native part (`_jpeg.c`), which decodes no more than a crop needs, or else by
 simplejpeg. Whatever either of them does not take (other formats and colour spaces, and all damage) goes to Pillow,
-which says what is wrong with a file. All three use the same arithmetic, so an image is the same whichever decodes it,
-and all release the GIL.
+which says what is wrong with a file. All resize by the same filter, so an image is the same whichever decodes it but
+for rounding (1 of 255 at most), and all release the GIL.
+
+Where the native part is not there, cykooz.resizer resizes: it was measured to take half of Pillow's time for the same
+pixels. (OpenCV is faster still, but knows no filter of this kind: its INTER_LINEAR aliases, INTER_AREA is a box.)
 """
 
 import io
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +21,12 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from trainer.errors import InvalidData
+
+cykooz_resizer: Any
+try:
+    import cykooz_resizer
+except ImportError:  # there are no wheels for Linux on ARM
+    cykooz_resizer = None
 
 _jpeg: Any
 try:
@@ -74,7 +84,7 @@ def decode_crop(
             if _jpeg.decode_crop(data, box, shrink, out, out.shape, flip):
                 return
         elif decoded := _simple_decode(data, shrink, out.shape[2]):
-            _resize(*decoded, box, shrink, out, flip)
+            _finish(*decoded, box, shrink, out, flip)
             return
     _pillow_crop(data, box, shrink, out, flip)
 
@@ -100,10 +110,8 @@ def _simple_size(data: bytes | memoryview) -> tuple[int, int] | None:
         return None
 
 
-def _simple_decode(
-    data: bytes | memoryview, shrink: int, channels: int
-) -> tuple[Image.Image, tuple[int, int]] | None:
-    """A whole JPEG, perhaps scaled, and its width and height in full; None for what Pillow shall judge."""
+def _simple_decode(data: bytes | memoryview, shrink: int, channels: int) -> tuple[np.ndarray, int, int] | None:
+    """A whole JPEG, perhaps scaled, and its height and width in full; None for what Pillow shall judge."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("Gray", "YCbCr", "RGB") or height * width > _MOST_PIXELS:
@@ -116,7 +124,7 @@ def _simple_decode(
         )
     except ValueError:  # also for what libjpeg merely warns of
         return None
-    return Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]), (width, height)
+    return pixels, height, width
 
 
 def _pillow_crop(data: bytes | memoryview, box: Box, shrink: int, out: np.ndarray, flip: bool) -> None:
@@ -127,20 +135,53 @@ def _pillow_crop(data: bytes | memoryview, box: Box, shrink: int, out: np.ndarra
             image.draft(mode, (max(1, width // shrink), max(1, height // shrink)))
         else:
             shrink = 1
-        pixels = image.convert(mode)
-    _resize(pixels, (width, height), box, shrink, out, flip)
+        pixels = np.asarray(image.convert(mode))
+    _finish(pixels.reshape(*pixels.shape[:2], -1), height, width, box, shrink, out, flip)
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], box: Box, shrink: int, out: np.ndarray, flip: bool
-) -> None:
+def _finish(pixels: np.ndarray, height: int, width: int, box: Box, shrink: int, out: np.ndarray, flip: bool) -> None:
+    """Resize what was decoded, (H, W, C) of an image of `height` and `width` in full, into `out`."""
     left, top, right, bottom = box
-    if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
-        raise ValueError(f"the box {box} does not lie within the image of {size[0]}x{size[1]} pixels")
-    scaled = (left / shrink, top / shrink, right / shrink, bottom / shrink)
-    resized = image.resize((out.shape[1], out.shape[0]), Image.Resampling.BILINEAR, box=scaled)
-    pixels = np.asarray(resized).reshape(out.shape)
-    out[:] = pixels[:, ::-1] if flip else pixels
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"the box {box} does not lie within the image of {width}x{height} pixels")
+    x, left, right = _reach(left / shrink, right / shrink, out.shape[1])
+    y, top, bottom = _reach(top / shrink, bottom / shrink, out.shape[0])
+    resize = _resize_by_pillow if cykooz_resizer is None else _resize_by_cykooz
+    resized = resize(pixels[y, x], (left, top, right, bottom), out.shape[0], out.shape[1])
+    out[:] = resized[:, ::-1] if flip else resized
+
+
+def _reach(low: float, high: float, count: int) -> tuple[slice, float, float]:
+    """The pixels that a filter can reach along one axis, with one to spare, and the ends of the box among them."""
+    reach = math.ceil(max(1.0, (high - low) / count)) + 1
+    first = max(0, math.floor(low) - reach)
+    return slice(first, math.ceil(high) + reach), low - first, high - first
+
+
+def _resize_by_cykooz(pixels: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    rows, columns, channels = pixels.shape
+    kind = cykooz_resizer.PixelType.U8 if channels == 1 else cykooz_resizer.PixelType.U8x3
+    left, top, right, bottom = box
+    options = cykooz_resizer.ResizeOptions(
+        cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear),
+        crop_box=cykooz_resizer.CropBox(left, top, _extent(left, right), _extent(top, bottom)),
+    )
+    result = cykooz_resizer.ImageData(width, height, kind)
+    # A Resizer is no thread's but its own.
+    cykooz_resizer.Resizer().resize(cykooz_resizer.ImageData(columns, rows, kind, pixels.tobytes()), result, options)
+    return np.frombuffer(result.get_buffer(), dtype=np.uint8).reshape(height, width, channels)
+
+
+def _extent(low: float, high: float) -> float:
+    """high - low, but so that low + extent is not above high, as rounding may have it."""
+    extent = high - low
+    return extent if low + extent <= high else math.nextafter(extent, 0)
+
+
+def _resize_by_pillow(pixels: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    resized = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(height, width, -1)
 
 
 @contextmanager
