@@ -137,9 +137,9 @@ static void make_filter(struct job *job, struct filter *filter, int size, float 
     }
 }
 
-/* One row across, every pixel of `channels` bytes. Compilers turn bytes into 32-bit numbers well for a whole row, and
- * badly for a pixel, so that `numbers`, which holds zeros behind the row, and `sums` stand in between. */
-typedef int32_t pixel __attribute__((vector_size(16)));
+/* Compilers turn bytes into 32-bit numbers well for a whole row, and badly for a pixel: so `numbers` stand in between.
+ * Behind the row they hold zeros, since all windows are taken to have the longest's length, which branches less. */
+typedef int32_t pixel __attribute__((vector_size(16), aligned(4), may_alias));
 
 static inline __attribute__((always_inline)) void weigh(const struct filter *filter, int taps, const pixel *numbers,
                                                         pixel *restrict sums) {
@@ -153,6 +153,7 @@ static inline __attribute__((always_inline)) void weigh(const struct filter *fil
     }
 }
 
+/* One row of RGBX across; `columns` is how many count. */
 FAST static void across_colour(const struct filter *filter, const uint8_t *restrict row, size_t columns,
                                int32_t *restrict numbers, int32_t *restrict sums, uint8_t *restrict result) {
     for (size_t at = 0; at < 4 * columns; at++)
@@ -310,12 +311,14 @@ static PyObject *py_decode_crop(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*(ffff)iw*(iii)p", &job.data, &job.left, &job.top, &job.right, &job.bottom,
                           &job.shrink, &job.out, &job.height, &job.width, &job.channels, &job.flip))
         return NULL;
-    if ((job.shrink != 1 && job.shrink != 2 && job.shrink != 4 && job.shrink != 8) ||
-        (job.channels != 1 && job.channels != 3) || job.height < 1 || job.width < 1 ||
-        (int64_t)job.out.len != (int64_t)job.height * job.width * job.channels) {
+    if (job.height < 1 || job.width < 1 || job.height > MOST_SIDE || job.width > MOST_SIDE) {
+        done = 0;
+    } else if ((job.shrink != 1 && job.shrink != 2 && job.shrink != 4 && job.shrink != 8) ||
+               (job.channels != 1 && job.channels != 3) ||
+               (int64_t)job.out.len != (int64_t)job.height * job.width * job.channels) {
         PyErr_SetString(PyExc_ValueError, "out is not what its shape says");
         done = -1;
-    } else if (job.height <= MOST_SIDE && job.width <= MOST_SIDE) {
+    } else {
         Py_BEGIN_ALLOW_THREADS
         done = run(&job);
         jpeg_destroy_decompress(&job.jpeg);
