@@ -3,10 +3,10 @@
 JPEGs are decoded by libjpeg-turbo: by the native part (`_jpeg.c`), which decodes no more than a crop needs, or else by
 simplejpeg. Whatever either of them does not take (other formats and colour spaces, and all damage) goes to Pillow,
 which says what is wrong with a file. All resize by the same filter, so an image is the same whichever decodes it but
-for rounding (1 of 255 at most), and all release the GIL.
+for rounding (1 of 255 at most).
 
-Where the native part is not there, cykooz.resizer resizes: it was measured to take half of Pillow's time for the same
-pixels. (OpenCV is faster still, but knows no filter of this kind: its INTER_LINEAR aliases, INTER_AREA is a box.)
+Where the native part is not there, cykooz.resizer resizes: it was measured to take less than half of Pillow's time for
+the same pixels. OpenCV has no such filter: its INTER_LINEAR aliases, INTER_AREA is a box.
 """
 
 import io
