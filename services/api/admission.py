@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from resforge.jobs import TERMINAL, DatasetInfo, JobState
 from resforge.recipes import UnknownRecipe, expand
-from resforge.spec import AnalyseSpec, CheckpointRef, EvaluateSpec, FieldProblem, TrainSpec, parse_job
+from resforge.spec import AnalyseSpec, AnySpec, CheckpointRef, EvaluateSpec, FieldProblem, TrainSpec, parse_job
 from services.api.checkpoints import stored
 from services.api.context import Services
 from services.api.problems import InvalidSpec, spec_problems
@@ -19,8 +19,6 @@ from services.errors import DatasetNotFound, JobNotFound
 from services.launchers.base import gang_of
 from services.launchers.pools import Pools
 from services.store.store import JobStore
-
-AnySpec = TrainSpec | EvaluateSpec | AnalyseSpec
 
 
 def request_hash(document: Mapping[str, Any]) -> str:
