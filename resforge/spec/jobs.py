@@ -1,6 +1,7 @@
 """The kinds of job: train a network, evaluate checkpoints, read a trained network, ingest a data set. `kind` tells
 them apart."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -269,15 +270,22 @@ class AnalyseSpec(CommonSpec):
         return self
 
 
+_BUCKET = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{1,61}[a-zA-Z0-9]")
+
+
 def _address(value: str) -> str:
-    """An s3:// address, or an absolute path, that leads nowhere else by its dots or slashes."""
+    """An s3:// address or an absolute path, which leads nowhere else by its dots or slashes."""
     in_s3 = value.startswith("s3://")
-    path = value.removeprefix("s3://" if in_s3 else "/").rstrip("/")
-    if (not in_s3 and not value.startswith("/")) or "\x00" in value or not (path or value == "/"):
+    start = "s3://" if in_s3 else "/"
+    path = value.removeprefix(start).rstrip("/")
+    if not value.startswith(start) or (in_s3 and not path):
         raise PydanticCustomError("address", "expected s3://bucket/prefix or an absolute path")
-    if any(part in ("", ".", "..") for part in path.split("/")) and path:
-        raise PydanticCustomError("address", "no part between slashes may be empty, . or ..")
-    return ("s3://" if in_s3 else "/") + path
+    parts = path.split("/") if path else []
+    if in_s3 and not _BUCKET.fullmatch(parts[0]):
+        raise PydanticCustomError("address", "{bucket} is no bucket's name", {"bucket": repr(parts[0])})
+    if any(part in ("", ".", "..") or "\x00" in part for part in parts):
+        raise PydanticCustomError("address", "no part between slashes may be empty, . or .., or hold a NUL")
+    return start + path
 
 
 class IngestSpec(CommonSpec):
@@ -320,9 +328,7 @@ class IngestSpec(CommonSpec):
     @field_validator("target")
     @classmethod
     def _in_s3(cls, target: str | None) -> str | None:
-        if target is not None and "/" not in target.removeprefix("s3://"):
-            raise PydanticCustomError("target", "expected s3://bucket/prefix")
-        if target is not None and not target.startswith("s3://"):
+        if target is not None and "/" not in target.partition("s3://")[2]:
             raise PydanticCustomError("target", "expected s3://bucket/prefix, since shards lie in object storage")
         return target
 

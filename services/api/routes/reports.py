@@ -1,4 +1,4 @@
-"""What an evaluation or a reading has found, with addresses to fetch its pictures from."""
+"""What an evaluation, a reading or an ingest has found, with addresses to fetch its pictures from."""
 
 from fastapi import APIRouter
 
