@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -65,10 +66,8 @@ def each_over_ray(
         remote = ray.remote(num_cpus=scaling.cpus_per_worker)(_call)
         stored, left, waiting = ray.put(function), iter(items), list[Any]()
         while True:
-            for item in left:
+            for item in islice(left, scaling.workers - len(waiting)):
                 waiting.append(remote.remote(stored, item))
-                if len(waiting) >= scaling.workers:
-                    break
             if not waiting:
                 return
             done, waiting = ray.wait(waiting, num_returns=1, timeout=every_s)

@@ -97,6 +97,7 @@ class _Ingest:
             target=Place(bucket, folder, store.endpoint),
             encoding=Encoding(spec.shorter_side, spec.quality),
             scratch=settings.scratch / "ingest",
+            cpus=max(1, int(spec.scaling.cpus_per_worker)),
         )
 
     def run(self) -> Result:
@@ -118,15 +119,16 @@ class _Ingest:
     def _plan(self) -> Plan:
         source = self.work.open()
         listings = {split: list_split(source, split) for split in FOLDERS}
+        tars = [tar for listing in listings.values() for tar in listing.tars]
+        if tars:
+            self.shipper.event("TarsFound", f"{len(tars)} tars are looked into", tars=len(tars))
         for listing in listings.values():
-            for done, looked in enumerate(self._each(self.work.look_into, listing.tars)):
+            for looked in self._each(self.work.look_into, listing.tars):
                 self.pace(0, 1)
-                if looked is None:
-                    continue
-                logger.debug("%d of %d tars were looked into", done, len(listing.tars))
-                listing.images += looked.images
-                listing.broken += looked.broken
-                listing.ignored += looked.ignored
+                if looked is not None:
+                    listing.images += looked.images
+                    listing.broken += looked.broken
+                    listing.ignored += looked.ignored
         plan = make_plan(listings, self.spec.shard_bytes, source.where)
         images = sum(len(shard.images) for shard in plan.shards)
         self.shipper.event(

@@ -87,13 +87,13 @@ class LocalSource:
         if not top.is_dir():
             return
         for entry in os.scandir(top):
-            if not entry.is_dir():
+            if entry.is_file():
                 yield f"{folder}/{entry.name}", entry.stat().st_size
-                continue
-            yield f"{folder}/{entry.name}/", 0
-            for inner in os.scandir(entry.path):
-                if inner.is_file():
-                    yield f"{folder}/{entry.name}/{inner.name}", inner.stat().st_size
+            elif entry.is_dir():
+                yield f"{folder}/{entry.name}/", 0
+                for inner in os.scandir(entry.path):
+                    if inner.is_file():
+                        yield f"{folder}/{entry.name}/{inner.name}", inner.stat().st_size
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         with (self.root / name).open("rb") as file:
@@ -145,7 +145,7 @@ def list_split(source: Source, split: Split) -> Listing:
 
 def _sort_in(listing: Listing, name: str, size: int) -> None:
     _, *levels = name.split("/")
-    if any(level.startswith(".") for level in levels) or len(levels) > 2:
+    if any(level.startswith(".") for level in levels) or len(levels) > 2 or levels == [""]:
         return
     try:
         name.encode()

@@ -1,14 +1,15 @@
 """The work on one shard: read and check its images, write the tar and its index, and a record that it is done."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import BoundedSemaphore
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from resforge.s3 import ObjectStore
 from resforge.storage import Document
@@ -17,7 +18,9 @@ from trainer.ingest.images import BrokenImage, Encoding, encode
 from trainer.ingest.plan import Placed, ShardPlan
 from trainer.ingest.source import Broken, Listing, Source, look_into, source_at
 
-READERS = 8  # images at a time: reading one from S3 is mostly waiting, and Pillow decodes beside other threads
+READERS = 8  # images read at a time: from S3 that is mostly waiting
+AHEAD = 32  # images that are held in memory, encoded or not
+LISTING = TypeAdapter(Listing)
 
 
 class ShardRecord(Document):
@@ -61,13 +64,21 @@ class Work:
     target: Place
     encoding: Encoding
     scratch: Path
+    cpus: int = 1  # images decoded at a time
 
     def open(self) -> Source:
         return source_at(self.source, lambda bucket: _connected(bucket, self.target.endpoint))
 
     def look_into(self, tar: tuple[str, str, int]) -> Listing:
-        """The images of one class's tar."""
-        return look_into(self.open(), *tar)
+        """The images of one class's tar, which is read from end to end for it, unless that was done before."""
+        _, name, size = tar
+        key = self.target.key(f"ingest/{name}.{size}.json")
+        data = self.target.store.find(key)
+        if data is not None:
+            return LISTING.validate_json(data)
+        listing = look_into(self.open(), *tar)
+        self.target.store.put(key, LISTING.dump_json(listing), "application/json")
+        return listing
 
     def done(self, shard: ShardPlan) -> ShardRecord | None:
         """The shard's record, where it was made of the same images in the same way."""
@@ -112,18 +123,25 @@ class Work:
 
     def _images(self, source: Source, shard: ShardPlan) -> Iterator[tuple[Placed, tuple[bytes, str] | BrokenImage]]:
         """Every image with what goes in, or why it does not, in the plan's order."""
+        decoding = BoundedSemaphore(self.cpus)
 
         def one(image: Placed) -> tuple[bytes, str] | BrokenImage:
             try:
-                return encode(_read(source, image), self.encoding)
+                data = _read(source, image)
+                with decoding:
+                    return encode(data, self.encoding)
             except BrokenImage as error:
                 return error
 
         with ThreadPoolExecutor(READERS) as pool:
-            try:
-                yield from zip(shard.images, pool.map(one, shard.images), strict=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+            waiting: deque[tuple[Placed, Future[tuple[bytes, str] | BrokenImage]]] = deque()
+            for image in shard.images:
+                waiting.append((image, pool.submit(one, image)))
+                if len(waiting) > AHEAD:
+                    first, outcome = waiting.popleft()
+                    yield first, outcome.result()
+            for first, outcome in waiting:
+                yield first, outcome.result()
 
 
 @cache

@@ -141,6 +141,8 @@ def test_broken_images_are_named_and_left_out(s3: S3Server, tmp_path: Path) -> N
         "train/class-1/text.png": b"a text",
         "train/class-1/notes.txt": b"no image by its name",
         "train/class-1/.hidden.jpg": b"",
+        "train/class-1/deeper/one.jpg": photograph(9),
+        "train/README": b"no class",
         "train/class-1/same.jpg": photograph(8),
         "train/class-1/same.png": photograph(8, kind="PNG"),
     }
@@ -152,7 +154,7 @@ def test_broken_images_are_named_and_left_out(s3: S3Server, tmp_path: Path) -> N
     assert broken.keys() == {"train/class-0/empty.jpg", "train/class-0/cut.JPEG", "train/class-1/text.png"}
     assert broken["train/class-0/empty.jpg"] == "it is empty"
     assert "truncated" in broken["train/class-0/cut.JPEG"]
-    assert (values["broken_count"], values["ignored"], bench.manifest().broken) == (3, 1, 3)
+    assert (values["broken_count"], values["ignored"], bench.manifest().broken) == (3, 2, 3)
     told = bench.events()["ImagesBroken"]
     assert told["data"]["count"] == 3
     assert "train/class-0/empty.jpg" in told["message"]
@@ -249,3 +251,20 @@ def test_it_stops_when_it_is_asked_to(s3: S3Server, tmp_path: Path) -> None:
     bench.store.put(bench.prefix.control, Control(desired="stop", generation=2).to_bytes())
     assert bench.run().outcome == "stopped"
     assert bench.objects() == {}
+
+
+def test_tars_are_looked_into_once(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    real = work.look_into
+
+    def counted(source: Any, class_name: str, name: str, size: int) -> Any:
+        looked.append(name)
+        return real(source, class_name, name, size)
+
+    monkeypatch.setattr(work, "look_into", counted)
+    bench = Bench(s3, "job-looked", write(tmp_path / "in", tarred(tree(3))), tmp_path)
+    first = bench.run()
+    assert first.outcome == "succeeded"
+    assert looked == ["train/class-0.tar", "train/class-1.tar"]
+    again = bench.run(2)
+    assert (again.outcome, again.dataset, len(looked)) == ("succeeded", first.dataset, 2)
