@@ -129,7 +129,8 @@ class Resource(BaseModel):
 
 
 class DatasetInfo(Resource):
-    """A data set that an operator has registered. Jobs name it; only operators see where it lies."""
+    """A data set that an operator has registered, or that a job of a project has ingested. Jobs name it; only
+    operators see where it lies."""
 
     name: str
     format: Literal["digits", "synthetic", "idx", "cifar10", "folder", "shards"]
@@ -142,6 +143,8 @@ class DatasetInfo(Resource):
     train_images: int | None = Field(default=None, description="Training images, where known.")
     test_images: int | None = Field(default=None, description="Held-out images, where known.")
     description: str = ""
+    project: str | None = Field(default=None, description="Whose it is; none: everybody's, by the operator.")
+    job: str | None = Field(default=None, description="The job that ingested it, if one did.")
 
 
 class Job(Resource):

@@ -1,4 +1,4 @@
-"""What evaluations and readings leave: a report of figures, and the pictures beside it.
+"""What evaluations, readings and ingests leave: a report of figures, and the pictures beside it.
 
 A report lies under the attempt that made it, pictures first and `report.json` last, so one without it does not exist.
 """
@@ -25,15 +25,15 @@ class Report(Document):
     """report.json. `values` holds the figures; what each is, and its unit, stands in `units` under the same name."""
 
     format: Literal[1] = 1
-    kind: Literal["evaluate", "analyse"]
-    name: str = Field(description="The protocol's views, or the reading's name.")
+    kind: Literal["evaluate", "analyse", "ingest"]
+    name: str = Field(description="The protocol's views, the reading's name, or ingest.")
     title: str
     job: str
     attempt: int
     checkpoints: tuple[ReportedCheckpoint, ...]
-    dataset: str = Field(description="The data set whose images were shown.")
+    dataset: str = Field(description="The data set whose images were shown, or that was made.")
     split: str
-    images: int = Field(description="How many images were shown.")
+    images: int = Field(description="How many images were shown, or ingested.")
     source: str = Field(default="", description="Where the method was published.")
     units: dict[str, str] = Field(default_factory=dict)
     values: dict[str, Any]

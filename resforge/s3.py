@@ -161,6 +161,12 @@ class ObjectStore:
         with self._translated("get"):
             return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
+    def get_range(self, key: str, offset: int, size: int) -> bytes:
+        """`size` bytes of an object, 1 or more, from `offset` on; fewer where it ends before."""
+        with self._translated("get"):
+            last = offset + size - 1
+            return self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={offset}-{last}")["Body"].read()
+
     def find(self, key: str) -> bytes | None:
         """The object's bytes, or None where there is no such object."""
         try:

@@ -1,6 +1,7 @@
 """What lies where in object storage: the one source of every key, and the documents under a job's prefix.
 
     <project>/studies/<study>/study.json                      what a study consists of
+    <project>/datasets/<name>/<job>/dataset.json              a data set that a job ingested (trainer/data/shards.py)
     <project>/<job>/spec.json                                 what to train, and on what data
                     control.json                              what the control plane wants: run or stop
                     attempts/<n>/attempt.json                 which attempts this one may resume from
@@ -125,6 +126,16 @@ def study_key(project: str, study: str) -> str:
     return f"{project}/studies/{study}/study.json"
 
 
+def dataset_folder(project: str, name: str, job: str) -> str:
+    """The key, ending in a slash, under which a job's data set lies, unless the job names another place."""
+    return f"{datasets_folder(project)}{name}/{job}/"
+
+
+def datasets_folder(project: str) -> str:
+    """The key, ending in a slash, under which all data sets of a project lie in the service's own bucket."""
+    return f"{project}/datasets/"
+
+
 class Document(BaseModel):
     """A JSON object of ours in storage; unknown fields are let through, so old and new versions can meet."""
 
@@ -180,6 +191,7 @@ class Result(Document):
     message: str = ""
     step: int = 0
     evaluation: EvalPoint | None = Field(default=None, description="The evaluation of the best checkpoint.")
+    dataset: DatasetInfo | None = Field(default=None, description="What an ingest made.")
 
 
 class Part(Resource):

@@ -127,10 +127,12 @@ def list_datasets(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([dataset.model_dump() for dataset in datasets], indent=2))
         return
-    table = Table("name", "format", "input", "classes", "location")
+    table = Table("name", "format", "input", "classes", "location", "project")
     for item in datasets:
         size = f"{item.image_size}x{item.image_size}x{item.channels}"
-        table.add_row(item.name, item.format, size, str(item.classes), item.location or "-")
+        table.add_row(
+            item.name, item.format, size, str(item.classes), item.location or "-", item.project or "everybody's"
+        )
     Console().print(table)
 
 

@@ -29,6 +29,10 @@ class DatasetNotFound(ServiceError):
     """No dataset of that name is registered."""
 
 
+class DatasetNameTaken(ServiceError):
+    """The name is that of a data set which this project has not ingested."""
+
+
 class CheckpointNotFound(ServiceError):
     """The job has no such checkpoint."""
 

@@ -1,9 +1,10 @@
 """Every setting of the control plane. Built from the environment in `__main__`, and handed down from there."""
 
-from typing import Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -49,7 +50,20 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(default=60.0, gt=0, description="Time for an attempt to stop by itself.")
     max_body_bytes: int = Field(default=1 << 20, gt=0)
     presign_expires_s: int = Field(default=3600, gt=0, le=7 * 24 * 3600)
+    data_roots: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Absolute folders on the workers, parted by colons, below which ingests may read. None: S3 alone.",
+    )
     log_level: str = "INFO"
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _folders(cls, value: object) -> object:
+        roots = tuple(filter(None, value.split(":"))) if isinstance(value, str) else value
+        for root in roots if isinstance(roots, tuple) else ():
+            if not PurePosixPath(root).is_absolute() or ".." in PurePosixPath(root).parts:
+                raise ValueError(f"{root!r} is no absolute folder; expected such as /data:/mnt/images")
+        return roots
 
     @model_validator(mode="after")
     def _kuberay_has_what_it_needs(self) -> Self:

@@ -4,22 +4,33 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 import resforge
 
+if TYPE_CHECKING:
+    import torch
 
-def device_name(device: torch.device) -> str:
+
+def device_name(device: "torch.device") -> str:
     """The GPU's name; or the processor's, with the number of cores that this process may use."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
+    return processor_name()
+
+
+def processor_name() -> str:
+    """The processor's name, with the number of cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def versions() -> dict[str, str]:
     """Of what decides the figures."""
+    import torch
+
     return {
         "resforge": resforge.__version__,
         "torch": torch.__version__,

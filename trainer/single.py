@@ -1,5 +1,5 @@
-"""Work for one process, a training or an evaluation or a reading: its driver looks after a single worker process, and
-needs no Ray Train for that.
+"""Work for one process, a training, an evaluation, a reading or an ingest: its driver looks after a single worker
+process, and needs no Ray Train for that.
 
 Ray schedules the driver with the worker's CPUs and GPU, and the worker inherits them. The driver imports neither torch
 nor Ray, so that one heavy start is left of the three that a gang takes (driver, Ray Train's controller, worker). A
@@ -134,7 +134,10 @@ def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
     if job.spec.kind == "train":
         _train(store, prefix, job, attempt, settings)
         return
-    from trainer.tasks import perform
+    if job.spec.kind == "ingest":
+        from trainer.ingest.job import perform
+    else:
+        from trainer.tasks import perform
 
     keys = prefix.attempt(attempt)
     if store.find(keys.verdict) is not None:

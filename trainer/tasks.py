@@ -5,7 +5,6 @@ They need neither Ray Train nor Lightning, so they start in seconds. A landscape
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,23 +15,21 @@ from typing import Any
 
 import torch
 
-from resforge.jobs import Reason
-from resforge.metrics import EvalPoint, Progress
+from resforge.metrics import EvalPoint
 from resforge.reports import Report, ReportedCheckpoint
-from resforge.s3 import ObjectStore, StorageError
+from resforge.s3 import ObjectStore
 from resforge.spec import AnalyseSpec, EvaluateSpec
-from resforge.storage import REPORT, AttemptPrefix, Control, JobDocument, JobPrefix, Part, Result
+from resforge.storage import REPORT, AttemptPrefix, JobDocument, JobPrefix, Part, Result
 from trainer.data.image_set import ImageSet
 from trainer.data.splits import open_split
-from trainer.errors import TrainingFault
 from trainer.hardware import device_name, versions
+from trainer.pace import Pace, conclude, ended, given_up
 from trainer.settings import TrainerSettings
 from trainer.sources import Source, open_source
 from trainer.streams import Shipper
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 2.0
 EVALUATION = "He et al. 2015, section 3.4"
 EVALUATED = {
     "top1_error": "fraction of the images whose most probable class is not theirs, 0 to 1",
@@ -42,10 +39,6 @@ EVALUATED = {
     "class_errors": "top-1 error by class, 0 to 1",
     "confusion": "images by class (row) and by the class that they were taken for (column)",
 }
-
-
-class Stopped(Exception):
-    """The control plane wants this attempt to stop."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +54,6 @@ class _Found:
     evaluation: EvalPoint | None = None
 
 
-class Pace:
-    """Tells how far the work has come, about once a second, and hears whether it is to stop.
-
-    Called with pieces done and pieces in all. Raises Stopped when the control plane asks for it.
-    """
-
-    def __init__(self, store: ObjectStore, prefix: JobPrefix, attempt: int, shipper: Shipper) -> None:
-        self._store, self._prefix, self._attempt, self._shipper = store, prefix, attempt, shipper
-        self._told = self._asked = -math.inf
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._told >= 1.0 or done == total:
-            self._told = now
-            progress = Progress(
-                at=datetime.now(UTC), attempt=self._attempt, step=done, total_steps=total, epoch=0, total_epochs=0
-            )
-            self._shipper.document(self._prefix.attempt(self._attempt).progress, progress)
-        if now - self._asked >= POLL_S:
-            self._asked = now
-            try:
-                data = self._store.find(self._prefix.control)
-            except StorageError as error:
-                logger.warning("control.json can't be read now: %s", error)
-                return
-            if data and Control.model_validate_json(data).desired == "stop":
-                raise Stopped
-
-
 def perform(
     store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int, settings: TrainerSettings, shipper: Shipper
 ) -> Result | None:
@@ -101,37 +65,27 @@ def perform(
     Raises:
         StorageError: object storage does not answer; another attempt may do better.
     """
-    keys = prefix.attempt(attempt)
-    if store.find(prefix.attempt(attempt + 1).attempt) is not None:
-        logger.warning("attempt %d was given up, and another has begun", attempt)
+    if given_up(store, prefix, attempt):
         return None
+    return conclude(lambda: _perform(store, prefix, job, attempt, settings, shipper))
+
+
+def _perform(
+    store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int, settings: TrainerSettings, shipper: Shipper
+) -> Result:
     pace = Pace(store, prefix, attempt, shipper)
     started = time.monotonic()
-    try:
-        pace(0, 1)
-        with _memory_named():
-            found, about = _work(store, job, attempt, settings, pace)
-    except Stopped:
-        return _ended("stopped", message="Stopped before the report was made.")
-    except TrainingFault as fault:
-        logger.error("%s: %s", fault.reason, fault)
-        return _ended("failed", reason=fault.reason, message=str(fault))
-    except StorageError:
-        raise
-    except Exception as error:
-        logger.exception("the work failed")
-        return _ended("failed", reason=Reason.TRAINING_ERROR, message=f"{type(error).__name__}: {error}"[:500])
+    pace(0, 1)
+    with _memory_named():
+        found, about = _work(store, job, attempt, settings, pace)
+    keys = prefix.attempt(attempt)
     report = _publish(store, keys, job, attempt, found, about, seconds=time.monotonic() - started)
     shipper.event(
         "ReportPublished",
         f"{report.title}: {len(report.pictures)} pictures, {report.seconds:.1f} s",
         pictures=[part.name for part in report.pictures],
     )
-    return _ended("succeeded", evaluation=found.evaluation)
-
-
-def _ended(outcome: Any, **fields: Any) -> Result:
-    return Result(at=datetime.now(UTC), outcome=outcome, **fields)
+    return ended("succeeded", evaluation=found.evaluation)
 
 
 @contextmanager

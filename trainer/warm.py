@@ -38,8 +38,8 @@ REQUEST_WITHIN_S = 5.0  # one that has connected says so late what it wants only
 LARGEST_REQUEST = 1 << 20
 # What a worker imports in the end, some of it only when it is first needed.
 WARM = (
-    "trainer.single", "trainer.worker", "trainer.tasks", "trainer.protocols", "trainer.analysis", "torch._dynamo",
-    "matplotlib.figure", "matplotlib.backends.backend_agg",
+    "trainer.single", "trainer.worker", "trainer.tasks", "trainer.protocols", "trainer.analysis",
+    "trainer.ingest.job", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg",
 )  # fmt: skip
 # Threads do not survive a fork. A worker sets the number of its own afterwards.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resforge.cli import catalog, checkpoints, demo, jobs, reports, stack, studies, submit, watch
+from resforge.cli import catalog, checkpoints, data, demo, jobs, reports, stack, studies, submit, watch
 from resforge.cli.exits import HELP
 
 app = typer.Typer(
@@ -69,4 +69,5 @@ for panel, commands in {
     for function in commands:
         app.command(rich_help_panel=panel)(function)
 
+app.add_typer(data.app, name="data", rich_help_panel=_CATALOG)
 app.add_typer(studies.app, name="study", rich_help_panel=_READINGS)

@@ -10,12 +10,15 @@ from resforge.cli.exits import Exit
 from resforge.cli.output import AsJson, JobId, duration, note, number, percent, print_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from resforge.client import Client
     from resforge.jobs import Job
     from resforge.metrics import EvalPoint
+    from resforge.metrics import Progress as JobProgress
 
 # A log file should not get a line for every step.
 _LINE_EVERY_S = 5.0
@@ -114,6 +117,8 @@ def figures(job: "Job") -> str:
     progress = job.progress
     if progress is None:
         return job.message
+    if job.spec.kind == "ingest":
+        return "  ".join([f"shard {progress.step}/{progress.total_steps}", *_pace(job, progress)])
     if job.spec.kind != "train":
         return f"{progress.step}/{progress.total_steps}"
     parts = [
@@ -123,11 +128,15 @@ def figures(job: "Job") -> str:
         f"train {percent(progress.top1)}",
         f"test {percent(progress.test_top1)}",
     ]
+    return "  ".join([*parts, *_pace(job, progress)])
+
+
+def _pace(job: "Job", progress: "JobProgress") -> "Iterator[str]":
+    """Throughput and the time that is left, where they are known."""
     if progress.images_per_second is not None:
-        parts.append(f"{progress.images_per_second:,.0f} img/s")
+        yield f"{progress.images_per_second:,.0f} img/s"
     if progress.eta_s is not None and job.state == "RUNNING":
-        parts.append(f"ETA {duration(progress.eta_s)}")
-    return "  ".join(parts)
+        yield f"ETA {duration(progress.eta_s)}"
 
 
 def accuracy(point: "EvalPoint") -> str:

@@ -11,11 +11,13 @@ from resforge.spec.jobs import (
     JOB_SPEC,
     SPECS,
     AnalyseSpec,
+    AnySpec,
     CheckpointRef,
     CommonSpec,
     EvalDataSpec,
     EvaluateSpec,
     EvaluationSpec,
+    IngestSpec,
     InitSpec,
     JobId,
     JobSpec,
@@ -37,9 +39,9 @@ from resforge.spec.training import (
 )
 
 __all__ = [
-    "JOB_SPEC", "MOST_PROBLEMS", "READINGS", "SPECS", "AnalyseSpec", "AugmentSpec", "CheckpointRef", "CheckpointSpec",
-    "CommonSpec", "DataSpec", "EvalDataSpec", "EvaluateSpec", "EvaluationSpec", "FieldProblem", "InitSpec", "JobId",
-    "JobSpec", "LabelKey", "LabelValue", "ModelSpec", "Name", "OptimSpec", "Part", "ProtocolSpec", "Reading",
-    "RegularisationSpec", "RetrySpec", "ScalingSpec", "ScheduleSpec", "SpecFileError", "TrainSpec", "TrainingSpec",
-    "field_problems", "parse_job", "read_document",
+    "JOB_SPEC", "MOST_PROBLEMS", "READINGS", "SPECS", "AnalyseSpec", "AnySpec", "AugmentSpec", "CheckpointRef",
+    "CheckpointSpec", "CommonSpec", "DataSpec", "EvalDataSpec", "EvaluateSpec", "EvaluationSpec", "FieldProblem",
+    "IngestSpec", "InitSpec", "JobId", "JobSpec", "LabelKey", "LabelValue", "ModelSpec", "Name", "OptimSpec", "Part",
+    "ProtocolSpec", "Reading", "RegularisationSpec", "RetrySpec", "ScalingSpec", "ScheduleSpec", "SpecFileError",
+    "TrainSpec", "TrainingSpec", "field_problems", "parse_job", "read_document",
 ]  # fmt: skip

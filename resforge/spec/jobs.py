@@ -1,9 +1,12 @@
-"""The kinds of job: train a network, evaluate checkpoints, read a trained network. `kind` tells them apart."""
+"""The kinds of job: train a network, evaluate checkpoints, read a trained network, ingest a data set. `kind` tells
+them apart."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     StringConstraints,
@@ -78,7 +81,7 @@ class InitSpec(Part):
 class CommonSpec(Part):
     """What jobs of every kind have."""
 
-    kind: Literal["train", "evaluate", "analyse"]
+    kind: Literal["train", "evaluate", "analyse", "ingest"]
     name: Name | None = None
     recipe: str | None = Field(default=None, description="The recipe that this spec came from, for the record.")
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
@@ -267,10 +270,95 @@ class AnalyseSpec(CommonSpec):
         return self
 
 
-SPECS: Mapping[str, type[TrainSpec | EvaluateSpec | AnalyseSpec]] = {
+_BUCKET = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{1,61}[a-zA-Z0-9]")
+
+
+def _address(value: str) -> str:
+    """An s3:// address or an absolute path, which leads nowhere else by its dots or slashes."""
+    in_s3 = value.startswith("s3://")
+    start = "s3://" if in_s3 else "/"
+    path = value.removeprefix(start).rstrip("/")
+    if not value.startswith(start) or (in_s3 and not path):
+        raise PydanticCustomError("address", "expected s3://bucket/prefix or an absolute path")
+    parts = path.split("/") if path else []
+    if in_s3 and not _BUCKET.fullmatch(parts[0]):
+        raise PydanticCustomError("address", "{bucket} is no bucket's name", {"bucket": repr(parts[0])})
+    if any(part in ("", ".", "..") or "\x00" in part for part in parts):
+        raise PydanticCustomError("address", "no part between slashes may be empty, . or .., or hold a NUL")
+    return start + path
+
+
+class IngestSpec(CommonSpec):
+    """Make a data set of shards out of class folders or class tars. Shards may be spread over several workers."""
+
+    kind: Literal["ingest"] = "ingest"
+    dataset: Name = Field(description="The name that the data set is to have.")
+    source: Annotated[str, AfterValidator(_address)] = Field(
+        max_length=1024,
+        description="s3://bucket/prefix, or a folder on the workers, that holds train/CLASS/IMAGE or train/CLASS.tar, "
+        "and val or test with the same classes.",
+    )
+    target: Annotated[str, AfterValidator(_address)] | None = Field(
+        default=None, max_length=1024, description="s3://bucket/prefix. Left out: a place in the service's own bucket."
+    )
+    image_size: int = Field(default=224, ge=8, le=4096, description="Side of a network's square input, in pixels.")
+    channels: Literal[3] = Field(default=3, description="Images are decoded as RGB.")
+    shorter_side: int | None = Field(
+        default=None,
+        ge=8,
+        le=16384,
+        description="Make larger images so large, in pixels, as JPEGs. Left out: every image keeps its bytes.",
+    )
+    quality: int = Field(default=90, ge=1, le=100, description="Of the JPEGs that are made.")
+    shard_bytes: int = Field(
+        default=64 << 20, ge=1 << 10, le=4 << 30, description="Bytes of the source that go into one shard, about."
+    )
+
+    @property
+    def subject(self) -> str:
+        return f"{self.dataset} from {self.source}"
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_a_key(cls, dataset: str) -> str:
+        if any(part in ("", ".", "..") for part in dataset.split("/")):
+            raise PydanticCustomError("dataset", "no part between slashes may be empty, . or ..")
+        return dataset
+
+    @field_validator("target")
+    @classmethod
+    def _in_s3(cls, target: str | None) -> str | None:
+        if target is not None and "/" not in target.partition("s3://")[2]:
+            raise PydanticCustomError("target", "expected s3://bucket/prefix, since shards lie in object storage")
+        return target
+
+    @field_validator("scaling")
+    @classmethod
+    def _no_gpus(cls, scaling: ScalingSpec) -> ScalingSpec:
+        if scaling.gpus_per_worker:
+            raise PydanticCustomError(
+                "gpus_per_worker", "an ingest works on CPUs; gpus_per_worker must be 0", {"field": "gpus_per_worker"}
+            )
+        return scaling
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.shorter_side is not None and self.shorter_side < self.image_size:
+            raise PydanticCustomError(
+                "shorter_side",
+                "a shorter side below the network's input of {size} pixels would have to be enlarged again",
+                {"size": self.image_size, "field": "shorter_side"},
+            )
+        return self
+
+
+AnySpec = TrainSpec | EvaluateSpec | AnalyseSpec | IngestSpec
+
+SPECS: Mapping[str, type[AnySpec]] = {
     "train": TrainSpec,
     "evaluate": EvaluateSpec,
     "analyse": AnalyseSpec,
+    "ingest": IngestSpec,
 }
 
 
@@ -282,13 +370,14 @@ def _kind(document: Any) -> Any:
 JobSpec = Annotated[
     Annotated[TrainSpec, Tag("train")]
     | Annotated[EvaluateSpec, Tag("evaluate")]
-    | Annotated[AnalyseSpec, Tag("analyse")],
+    | Annotated[AnalyseSpec, Tag("analyse")]
+    | Annotated[IngestSpec, Tag("ingest")],
     Discriminator(_kind),
 ]
-JOB_SPEC: TypeAdapter[TrainSpec | EvaluateSpec | AnalyseSpec] = TypeAdapter(JobSpec)
+JOB_SPEC: TypeAdapter[AnySpec] = TypeAdapter(JobSpec)
 
 
-def parse_job(document: Any) -> TrainSpec | EvaluateSpec | AnalyseSpec:
+def parse_job(document: Any) -> AnySpec:
     """A document as the spec that its `kind` says; train where it says nothing.
 
     Raises:

@@ -11,16 +11,24 @@ from pydantic import ValidationError
 
 from resforge.jobs import TERMINAL, DatasetInfo, JobState
 from resforge.recipes import UnknownRecipe, expand
-from resforge.spec import AnalyseSpec, CheckpointRef, EvaluateSpec, FieldProblem, TrainSpec, parse_job
+from resforge.spec import (
+    AnalyseSpec,
+    AnySpec,
+    CheckpointRef,
+    EvaluateSpec,
+    FieldProblem,
+    IngestSpec,
+    TrainSpec,
+    parse_job,
+)
 from services.api.checkpoints import stored
 from services.api.context import Services
+from services.api.ingests import dataset_to_be, place_problems
 from services.api.problems import InvalidSpec, spec_problems
 from services.errors import DatasetNotFound, JobNotFound
 from services.launchers.base import gang_of
 from services.launchers.pools import Pools
 from services.store.store import JobStore
-
-AnySpec = TrainSpec | EvaluateSpec | AnalyseSpec
 
 
 def request_hash(document: Mapping[str, Any]) -> str:
@@ -92,15 +100,21 @@ def sources_in(services: Services, project: str, siblings: Mapping[str, Trained]
     return look
 
 
-def admit(spec: AnySpec, services: Services, look: Look) -> DatasetInfo:
+def admit(spec: AnySpec, services: Services, project: str, look: Look) -> DatasetInfo:
     """The data set that a job works on, once the spec is known to fit it, the jobs that it builds upon and its pool.
 
     Raises:
+        DatasetNameTaken: an ingest's data set is to have a name that is not the project's.
         InvalidSpec: the data set is not registered, a source is none, or something does not fit; with every bad field.
     """
     found = pool_problems(spec, services.pools)
+    if isinstance(spec, IngestSpec):
+        found += place_problems(spec, project, services.settings)
+        if found:
+            raise InvalidSpec(found)
+        return dataset_to_be(spec, project, services.store)
     trained = [_source(pointer, reference, look, found) for pointer, reference in _references(spec)]
-    dataset = _dataset(spec, trained, services.store, found)
+    dataset = _dataset(spec, trained, services.store, project, found)
     if found or dataset is None:
         raise InvalidSpec(found)
     if isinstance(spec, TrainSpec):
@@ -114,7 +128,7 @@ def admit(spec: AnySpec, services: Services, look: Look) -> DatasetInfo:
     return dataset
 
 
-def _references(spec: AnySpec) -> list[tuple[str, CheckpointRef]]:
+def _references(spec: TrainSpec | EvaluateSpec | AnalyseSpec) -> list[tuple[str, CheckpointRef]]:
     """Every checkpoint that a spec names, with the pointer to it."""
     if isinstance(spec, EvaluateSpec):
         return [(f"/checkpoints/{index}", item) for index, item in enumerate(spec.checkpoints)]
@@ -133,16 +147,20 @@ def _source(pointer: str, reference: CheckpointRef, look: Look, found: list[Fiel
 
 
 def _dataset(
-    spec: AnySpec, trained: Sequence[Trained | None], store: JobStore, found: list[FieldProblem]
+    spec: TrainSpec | EvaluateSpec | AnalyseSpec,
+    trained: Sequence[Trained | None],
+    store: JobStore,
+    project: str,
+    found: list[FieldProblem],
 ) -> DatasetInfo | None:
     """The data set that is named, or that of the first source."""
     name = spec.data.dataset
     if name is None:
         return trained[0].dataset if trained[0] is not None else None
     try:
-        return store.dataset(name)
+        return store.dataset(name, project)
     except DatasetNotFound:
-        names = ", ".join(item.name for item in store.datasets()) or "none"
+        names = ", ".join(item.name for item in store.datasets(project)) or "none"
         message = f"no dataset of that name is registered; registered are: {names}"
         found.append(_problem("/data/dataset", message, name))
         return None

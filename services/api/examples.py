@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from resforge.spec import SPECS
+
 JOBS: dict[str, dict[str, Any]] = {
     "recipe": {
         "summary": "A recipe as it is",
@@ -19,7 +21,7 @@ JOBS: dict[str, dict[str, Any]] = {
         },
     },
     "whole": {
-        "summary": "A whole spec",
+        "summary": "A whole spec of a training",
         "value": {
             "name": "resnet-56-on-fashion",
             "model": {"family": "cifar", "depth": 56},
@@ -28,6 +30,16 @@ JOBS: dict[str, dict[str, Any]] = {
             "training": {"global_batch": 128, "steps": 16000},
             "scaling": {"workers": 2},
             "checkpoint": {"every_epochs": 1, "every_steps": 500, "keep_last": 2},
+        },
+    },
+    "ingest": {
+        "summary": "Make a data set of shards out of class folders or tars",
+        "value": {
+            "kind": "ingest",
+            "dataset": "imagenet",
+            "source": "s3://datasets/imagenet",
+            "shorter_side": 256,
+            "scaling": {"workers": 8},
         },
     },
 }
@@ -48,7 +60,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 _SCHEMA = {
     "anyOf": [
-        *({"$ref": f"#/components/schemas/{name}"} for name in ("TrainSpec", "EvaluateSpec", "AnalyseSpec")),
+        *({"$ref": f"#/components/schemas/{name}"} for name in (spec.__name__ for spec in SPECS.values())),
         {
             "type": "object",
             "title": "A recipe with overrides",

@@ -96,6 +96,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     ObjectNotFound: Kind(404, "not-found", "Not found", "What was asked for has just been removed."),
     errors.JobNotTerminal: Kind(409, "job-not-ended", "The job has not ended"),
     errors.StudyNotTerminal: Kind(409, "study-not-ended", "The study has not ended"),
+    errors.DatasetNameTaken: Kind(409, "dataset-name-taken", "The name is another data set's"),
     errors.JobEnded: Kind(409, "job-ended", "The job has ended"),
     errors.Stale: Kind(409, "changed-meanwhile", "The job has just changed", "Read the job again, and try again."),
     errors.GenerationMismatch: Kind(412, "generation-mismatch", "The job was changed meanwhile"),

@@ -56,7 +56,8 @@ def plan(services: Services, project: str, spec: StudySpec) -> tuple[StudyDocume
             if refused & {source.job for source in parsed.sources}:  # what it builds upon was told of already
                 refused.add(ids[member.key])
                 continue
-            job = NewJob(ids[member.key], parsed, admit(parsed, services, sources_in(services, project, siblings)))
+            dataset = admit(parsed, services, project, sources_in(services, project, siblings))
+            job = NewJob(ids[member.key], parsed, dataset)
         except InvalidSpec as error:
             refused.add(ids[member.key])
             for problem in _of_the_study(spec, member, error.problems):

@@ -395,10 +395,10 @@ def _merged(first: Change, action: Action | None) -> Action | None:
     if action is None:
         return None if first == Change() else Apply(first)
     own = action.change
-    change = Change(
+    change = replace(
+        own,
         job={**first.job, **own.job},
         attempt={**first.attempt, **own.attempt},
-        new_attempt=own.new_attempt,
         events=first.events + own.events,
     )
     return None if isinstance(action, Apply) and change == Change() else replace(action, change=change)

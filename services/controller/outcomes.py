@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, assert_never
 
-from resforge.jobs import PERMANENT, USER_ERRORS, AttemptState, JobState, Reason
+from resforge.jobs import PERMANENT, USER_ERRORS, AttemptState, DatasetInfo, JobState, Reason
 from resforge.storage import Result
 from services.launchers.base import Observation
 from services.store.records import AttemptRecord, Change, JobRecord, NewEvent
@@ -26,6 +26,7 @@ def settle(record: JobRecord, attempt: AttemptRecord, result: Result, now: datet
             return Change(
                 job={**ended(JobState.SUCCEEDED, now), "result": result.evaluation, **started},
                 attempt=ended(AttemptState.SUCCEEDED, now),
+                dataset=_ingested(record, result),
             )
         case "failed":
             reason = result.reason or Reason.TRAINING_ERROR
@@ -110,6 +111,14 @@ def ended(
 def name_of(record: JobRecord) -> str:
     """What messages call the newest attempt."""
     return f"Attempt {record.job.attempts}"
+
+
+def _ingested(record: JobRecord, result: Result) -> DatasetInfo | None:
+    """The data set that an ingest has made, under the name that its spec gives."""
+    job = record.job
+    if result.dataset is None or job.spec.kind != "ingest":
+        return None
+    return result.dataset.model_copy(update={"name": job.spec.dataset, "project": job.project, "job": job.id})
 
 
 def _cancelled(record: JobRecord, attempt: dict[str, Any], now: datetime) -> Change:

@@ -127,6 +127,7 @@ def _services_environment(config: Config) -> dict[str, str]:
         "RESFORGE_METRICS_PORT": str(config.ports["controller_metrics"]),
         "RESFORGE_RAY_DASHBOARD": config.url("ray_dashboard"),
         "RESFORGE_RAY_TOKEN_PATH": str(config.home.ray_token),
+        "RESFORGE_DATA_ROOTS": "/",  # what the user may read anyway
         "RESFORGE_TRAINER_COMMAND": f"{shlex.quote(config.python)} -m trainer run",
     }
 

@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import secrets
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
 
 from resforge.jobs import DatasetInfo
 from services.errors import DatasetNotFound, KeyNotFound, ProjectExists, ProjectNotFound, Unauthenticated
@@ -90,22 +91,40 @@ class AccessStore(StoreBase):
                 .on_conflict_do_update(index_elements=["name"], set_={k: v for k, v in values.items() if k != "name"})
             )
 
-    def datasets(self) -> list[DatasetInfo]:
-        """Every registered data set, by name."""
+    def datasets(self, project: str | None = None) -> list[DatasetInfo]:
+        """Every registered data set, by name; with `project`, those that it may name."""
+        query = select(DatasetRow).order_by(DatasetRow.name)
+        if project is not None:
+            query = query.where(or_(DatasetRow.project.is_(None), DatasetRow.project == project))
         with self._read() as session:
-            return [_dataset_of(row) for row in session.scalars(select(DatasetRow).order_by(DatasetRow.name))]
+            return [_dataset_of(row) for row in session.scalars(query)]
 
-    def dataset(self, name: str) -> DatasetInfo:
-        """The data set of that name.
+    def dataset(self, name: str, project: str | None = None) -> DatasetInfo:
+        """The data set of that name; with `project`, if that may name it.
 
         Raises:
             DatasetNotFound: none is registered.
         """
         with self._read() as session:
             row = session.get(DatasetRow, name)
-        if row is None:
+        if row is None or (project is not None and row.project not in (None, project)):
             raise DatasetNotFound(f"no dataset {name!r} is registered")
         return _dataset_of(row)
+
+
+def put_ingested(session: Session, dataset: DatasetInfo) -> bool:
+    """Register what a project's job has ingested, in place of what another of its jobs had under that name.
+
+    Returns:
+        False where the name is an operator's data set, or another project's; that stays.
+    """
+    values = dataset.model_dump()
+    put = insert(session, DatasetRow).values(values)
+    mine = DatasetRow.project == dataset.project
+    replaced = put.on_conflict_do_update(
+        index_elements=["name"], set_={k: v for k, v in values.items() if k != "name"}, where=mine
+    )
+    return session.scalar(replaced.returning(DatasetRow.name)) is not None
 
 
 def require_project(row: ProjectRow | None, name: str) -> None:

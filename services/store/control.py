@@ -9,8 +9,18 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine, Select, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from resforge.jobs import ATTEMPT_TRANSITIONS, JOB_TRANSITIONS, TERMINAL, Attempt, AttemptState, JobState, Reason
+from resforge.jobs import (
+    ATTEMPT_TRANSITIONS,
+    JOB_TRANSITIONS,
+    TERMINAL,
+    Attempt,
+    AttemptState,
+    DatasetInfo,
+    JobState,
+    Reason,
+)
 from services.errors import Fenced, IllegalTransition, Stale
+from services.store.access import put_ingested
 from services.store.base import StoreBase, append_events, attempt_of, insert, job_of
 from services.store.records import AttemptRecord, Change, JobRecord, Lease, NewEvent
 from services.store.tables import AttemptRow, JobRow, LeaseRow
@@ -110,7 +120,8 @@ class ControlStore(StoreBase):
         """Write one decision whole or not at all, and give back the job as it then is.
 
         Each change of state adds its own event after `change.events`. A reason belongs to its state: a transition
-        that gives none clears the old one, and the message with it.
+        that gives none clears the old one, and the message with it. A data set whose name is not the project's is
+        left out, and the job's message says so.
 
         Raises:
             Fenced: the lease is lost.
@@ -122,6 +133,9 @@ class ControlStore(StoreBase):
         now = self._now()
         with self._write() as session:
             _check_fence(session, lease)
+            if change.dataset is not None and not put_ingested(session, change.dataset):
+                job["message"] = _not_registered(change.dataset)
+                change = replace(change, job={**change.job, "message": job["message"]})
             if change.new_attempt is not None:
                 job["attempts"] = change.new_attempt.number
             changed = session.scalar(
@@ -191,6 +205,13 @@ class ControlStore(StoreBase):
             # Not to be read and parsed again by the next tick.
             self._live[record.job.id] = replace(record, job=record.job.model_copy(update={"updated_at": now}))
         return {record.job.id for record in written}
+
+
+def _not_registered(dataset: DatasetInfo) -> str:
+    return (
+        f"All shards are there, and the data set was not registered: there is one of the name {dataset.name} that this "
+        "project has not ingested, and it was kept. Ingest it under another name, or have an operator register it."
+    )
 
 
 def _evolved(record: JobRecord, change: Change) -> JobRecord:

@@ -61,16 +61,18 @@ class Change:
     """What one decision changes, written in one transaction or not at all.
 
     `job` and `attempt` hold new values of columns by name (the fields of Job, JobRecord, Attempt and AttemptRecord);
-    `new_attempt` is a row to add. The store refuses transitions that the state machines do not have.
+    `new_attempt` is a row to add. `dataset` is what the job has ingested, to be registered. The store refuses
+    transitions that the state machines do not have.
     """
 
     job: dict[str, Any] = field(default_factory=dict)
     attempt: dict[str, Any] = field(default_factory=dict)
     new_attempt: Attempt | None = None
     events: tuple[NewEvent, ...] = ()
+    dataset: DatasetInfo | None = None
 
     @property
     def quiet(self) -> bool:
         """Whether it only notes what a driver says of itself all the time, and so may be written with many others."""
         moves = self.job.keys() - {"progress"} or self.attempt.keys() - {"beat", "beat_seen_at", "restarts"}
-        return self.new_attempt is None and not self.events and not moves
+        return self.new_attempt is None and self.dataset is None and not self.events and not moves

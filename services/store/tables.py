@@ -117,7 +117,7 @@ class ApiKeyRow(Base):
 
 
 class DatasetRow(Base):
-    """A registered data set; the columns are the fields of DatasetInfo."""
+    """A registered data set; the columns are the fields of DatasetInfo. One with a project is seen by that alone."""
 
     __tablename__ = "datasets"
 
@@ -130,6 +130,8 @@ class DatasetRow(Base):
     train_images: Mapped[int | None]
     test_images: Mapped[int | None]
     description: Mapped[str]
+    project: Mapped[str | None]
+    job: Mapped[str | None]
 
 
 class JobRow(Base):

@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"labels": ["a"]}, "/labels", "valid dictionary"),
     ({"labels": {"team": 5}}, "/labels/team", "valid string"),
     ({"data__augment__scale": [256]}, "/data/augment/scale/1", "required"),
-    ({"kind": "paint"}, "/kind", "expected one of train, evaluate, analyse"),
+    ({"kind": "paint"}, "/kind", "expected one of train, evaluate, analyse, ingest"),
     # numbers out of range, and none at all
     ({"optim__lr": float("nan")}, "/optim/lr", "finite number"),
     ({"optim__weight_decay": float("inf")}, "/optim/weight_decay", "finite number"),

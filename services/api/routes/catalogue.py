@@ -29,6 +29,7 @@ def list_models(_: Project) -> Page[ModelInfo]:
 
 
 @router.get("/datasets", summary="List the datasets", response_model_exclude={"items": {"__all__": {"location"}}})
-def list_datasets(_: Project, services: Svc) -> Page[DatasetInfo]:
-    """What a job's `data.dataset` may name. Where they lie only operators see."""
-    return Page(items=tuple(services.store.datasets()))
+def list_datasets(project: Project, services: Svc) -> Page[DatasetInfo]:
+    """What a job's `data.dataset` may name: the operator's, and what the project has ingested. Where they lie only
+    operators see."""
+    return Page(items=tuple(services.store.datasets(project)))

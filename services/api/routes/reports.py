@@ -1,4 +1,4 @@
-"""What an evaluation or a reading has found, with addresses to fetch its pictures from."""
+"""What an evaluation, a reading or an ingest has found, with addresses to fetch its pictures from."""
 
 from fastapi import APIRouter
 
@@ -31,7 +31,7 @@ def get_report(project: Project, services: Svc, job_id: str) -> JobReport:
         return JobReport(report=report, pictures=tuple(pictures))
     if job.spec.kind == "train":
         raise ReportNotFound(
-            f"job {job_id} is a training, which leaves metrics and checkpoints; evaluate and analyse jobs leave reports"
+            f"job {job_id} is a training, which leaves metrics and checkpoints; jobs of the other kinds leave reports"
         )
     raise ReportNotFound(
         f"job {job_id} is {job.state} and has left no report" + (f": {job.message}" * bool(job.message))

@@ -123,7 +123,7 @@ def test_missing_fields_and_pointers_that_need_escapes(http: httpx.Client) -> No
         ({"training": {"global_batch": 5, "epochs": 1}, "scaling": {"workers": 2}}, "/training/global_batch", "4, 6"),
         ({"training": {"global_batch": 8}}, "/training/steps", "exactly one of epochs and steps"),
         ({"recipe": "digits/resnet-21"}, "/recipe", "did you mean digits/resnet-20"),
-        ({"kind": "dream"}, "/kind", "expected one of train, evaluate, analyse"),
+        ({"kind": "dream"}, "/kind", "expected one of train, evaluate, analyse, ingest"),
     ],
 )
 def test_what_does_not_fit_is_refused(http: httpx.Client, changes: dict[str, Any], pointer: str, words: str) -> None:

@@ -102,6 +102,8 @@ def test_data_sets_are_added_replaced_and_listed(run_here: Run) -> None:
         "train_images": None,
         "test_images": None,
         "description": "moved",
+        "project": None,
+        "job": None,
     }
     table = ok(run("datasets", "list"))
     assert "/data/cats" in table
@@ -182,7 +184,7 @@ def test_the_controller_ticks_until_it_is_told_to_stop(
         (
             ("datasets", "add", "cats", "--format", "jpeg", "--channels", "7", *FOLDER[4:]),
             2,
-            "--format: Input should be 'digits', 'synthetic', 'idx', 'cifar10' or 'folder'; --channels: ",
+            "--format: Input should be 'digits', 'synthetic', 'idx', 'cifar10', 'folder' or 'shards'; --channels: ",
         ),
     ],
 )

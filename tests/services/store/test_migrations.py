@@ -126,6 +126,8 @@ def test_attempts_of_before_that_have_left_their_queue_are_told(empty_database_u
     jobs = [store.submit("demo", recipes.get("digits/resnet-20").spec, BUILTIN[0])[0].id for _ in range(4)]
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE attempts DROP COLUMN admitted_at"))
+        for column in ("project", "job"):
+            connection.execute(text(f"ALTER TABLE datasets DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
         columns = "job_id, number, state, message, resume_from, restarts, created_at, submitted_at, beat, finished_at"
         values = ":job, 1, :state, '', '[]', 0, :at, :submitted, :beat, :finished"

@@ -1,0 +1,72 @@
+"""Whether a project may ingest what it asks to: from where, to where, and under which name."""
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from resforge.jobs import DatasetInfo
+from resforge.spec import FieldProblem, IngestSpec
+from resforge.storage import datasets_folder
+from services.errors import DatasetNameTaken, DatasetNotFound
+from services.settings import Settings
+from services.store.store import JobStore
+
+
+def place_problems(spec: IngestSpec, project: str, settings: Settings) -> list[FieldProblem]:
+    """Why images may not be read there, or shards not be written there.
+
+    What other buckets let the trainer's keys do is theirs to say. In the service's own, a project has its own part.
+    """
+    found = list(_source_problems(spec.source, project, settings))
+    if spec.target is not None and not _in_own_part(spec.target, datasets_folder(project), settings.s3_bucket):
+        accepted = f"s3://{settings.s3_bucket}/{datasets_folder(project)}"
+        message = f"in the service's own bucket, data sets of this project lie below {accepted}"
+        found.append(_problem("/target", message, spec.target))
+    return found
+
+
+def _source_problems(source: str, project: str, settings: Settings) -> Iterator[FieldProblem]:
+    if source.startswith("s3://"):
+        if not _in_own_part(source, f"{project}/", settings.s3_bucket):
+            message = f"of the service's own bucket, this project may read s3://{settings.s3_bucket}/{project}/ alone"
+            yield _problem("/source", message, source)
+    elif not any(PurePosixPath(source).is_relative_to(root) for root in settings.data_roots):
+        below = f"folders below {', '.join(settings.data_roots)} and " if settings.data_roots else "only "
+        message = f"this folder may not be read here; accepted are {below}s3://bucket/prefix"
+        yield _problem("/source", f"{message}. An operator allows folders by RESFORGE_DATA_ROOTS", source)
+
+
+def _in_own_part(address: str, folder: str, own_bucket: str) -> bool:
+    """Whether an s3:// address is in another bucket than the service's, or below that folder of it."""
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    return bucket != own_bucket or f"{key}/".startswith(folder)
+
+
+def dataset_to_be(spec: IngestSpec, project: str, store: JobStore) -> DatasetInfo:
+    """What is known of the data set before it is there. Its classes are counted later; two is the least.
+
+    Raises:
+        DatasetNameTaken: the name is an operator's data set, or another project's.
+    """
+    try:
+        there = store.dataset(spec.dataset)
+    except DatasetNotFound:
+        there = None
+    if there is not None and there.project != project:
+        raise DatasetNameTaken(
+            f"there is a data set {spec.dataset} that this project has not ingested, and it is not replaced; give "
+            "another name"
+        )
+    return DatasetInfo(
+        name=spec.dataset,
+        format="shards",
+        location=spec.target,
+        channels=spec.channels,
+        classes=2,
+        image_size=spec.image_size,
+        project=project,
+    )
+
+
+def _problem(pointer: str, message: str, given: str) -> FieldProblem:
+    return FieldProblem(pointer=pointer, message=message, given=json.dumps(given))

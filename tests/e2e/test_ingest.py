@@ -1,0 +1,66 @@
+"""From a folder of photographs to a data set that jobs can name, by the command line and the whole stack."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from resforge.client import Client
+from resforge.s3 import ObjectStore
+from tests.embedded import EmbeddedStack
+from tests.resforge.cli_runner import Cli
+from tests.trainer.ingest.photographs import photograph, tree, write
+from trainer.data.shards import MANIFEST, read_index, read_manifest
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+
+def test_photographs_become_a_data_set(
+    stack: EmbeddedStack, client: Client, objects: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    files = tree(45, classes=4, held_out=5) | {
+        "train/class-1/cut.jpg": photograph(1)[:-90],
+        "train/class-2/empty.jpg": b"",
+    }
+    source = write(tmp_path / "photographs", files)
+    cli = Cli(monkeypatch, capsys)
+    command = ("--home", stack.path, "data", "ingest", source, "--name", "photographs", "--image-size", 16,
+               "--shorter-side", 24, "--shard-mb", 0.02, "--workers", 2)  # fmt: skip
+    done = cli(*command)
+    assert done.code == 0, done.err
+    assert "photographs: 180 training and 20 test images of 4 classes in" in done.out
+    assert "2 broken and left out:" in done.out
+    assert "train/class-1/cut.jpg: image file is truncated" in done.out
+    assert "train/class-2/empty.jpg: it is empty" in done.out
+    assert re.search(r"shard \d+/\d+", done.err)
+    [job_id] = re.findall(r"^job (\S+)$", done.err, re.MULTILINE)
+
+    job = client.job(job_id)
+    assert (job.state, job.attempts, job.dataset, job.message) == ("SUCCEEDED", 1, "photographs", "")
+    [info] = [item for item in client.datasets() if item.name == "photographs"]
+    assert (info.format, info.classes, info.train_images, info.test_images) == ("shards", 4, 180, 20)
+    assert (info.job, info.project) == (job_id, job.project)
+    types = [event.type for event in client.events(job_id)]
+    assert {"SourceListed", "ImagesBroken", "DatasetIngested"} <= set(types)
+    assert "photographs" in cli("--home", stack.path, "datasets").out
+
+    folder = f"{job.project}/datasets/photographs/{job_id}/"
+    manifest = read_manifest(objects.get(folder + MANIFEST), "here")
+    assert (manifest.images("train"), manifest.broken) == (180, 2)
+    shard = manifest.splits["train"][0]
+    row = read_index(objects.get(folder + shard.index), shard, "here")[-1]
+    assert objects.get_range(folder + shard.name, int(row["offset"]), int(row["size"])).startswith(b"\xff\xd8")
+
+    training = {
+        "model": {"family": "cifar", "depth": 8}, "data": {"dataset": "photographs"},
+        "training": {"global_batch": 4, "epochs": 1}, "scaling": {"cpus_per_worker": 1000},
+    }  # fmt: skip
+    admitted = client.submit(training)  # and never runs
+    assert admitted.dataset == "photographs"
+    client.cancel(admitted.id)
+    refused = cli("--home", stack.path, "data", "ingest", source, "--name", "digits", "--json")
+    assert (refused.code, "data set digits that this project has not ingested" in refused.err) == (5, True)
+    found = json.loads(cli("--home", stack.path, "report", job_id, "--json").out)
+    assert found["report"]["values"]["broken_count"] == 2
