@@ -14,6 +14,10 @@ ARG DEVICE=cuda
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md ./
+# For the native part of decoding.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev libjpeg62-turbo-dev \
+ && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/resforge \
  && case "${DEVICE}" in \
       cuda) ;; \
@@ -37,9 +41,9 @@ LABEL org.opencontainers.image.title="resforge-trainer" \
       org.opencontainers.image.description="Resforge's trainer on Ray: torch, Lightning and Ray" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# KubeRay's probes are made of bash and wget.
+# KubeRay's probes are made of bash and wget. libjpeg62-turbo: what the native part of decoding is linked with.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends wget \
+ && apt-get install --yes --no-install-recommends wget libjpeg62-turbo \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 resforge \
  && useradd --uid 1000 --gid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin resforge \

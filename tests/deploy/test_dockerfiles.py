@@ -199,10 +199,11 @@ def test_the_trainer_image_builds_and_trains() -> None:
     image = build("trainer", "--build-arg", "DEVICE=cpu", *(["--build-arg", f"CPU_INDEX={index}"] if index else []))
     script = (
         "import os, torch, ray, lightning; from resforge.spec import ModelSpec; from trainer.models import build;"
+        "from trainer.data.decode import NATIVE;"
         "n = build(ModelSpec(family='cifar', depth=20).network(channels=3, classes=10, image_size=32));"
-        "n(torch.zeros(2, 3, 32, 32)).sum().backward(); print(os.getuid(), ray.__version__)"
+        "n(torch.zeros(2, 3, 32, 32)).sum().backward(); print(os.getuid(), ray.__version__, NATIVE)"
     )
-    assert run(image, "python", "-c", script).split() == ["1000", "2.60.0"]
+    assert run(image, "python", "-c", script).split() == ["1000", "2.60.0", "True"]
     found = run(image, "bash", "-c", "type -P bash wget ray").split()
     assert [Path(path).name for path in found] == ["bash", "wget", "ray"]
 
