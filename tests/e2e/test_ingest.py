@@ -1,13 +1,18 @@
 """From a folder of photographs to a data set that jobs can name, by the command line and the whole stack."""
 
 import json
+import os
+import random
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from resforge.client import Client
+from resforge.resources import TrainEntry
 from resforge.s3 import ObjectStore
+from tests.e2e.following import final_weights, reach
 from tests.embedded import EmbeddedStack
 from tests.resforge.cli_runner import Cli
 from tests.trainer.ingest.photographs import photograph, tree, write
@@ -64,3 +69,36 @@ def test_photographs_become_a_data_set(
     assert (refused.code, "data set digits that this project has not ingested" in refused.err) == (5, True)
     found = json.loads(cli("--home", stack.path, "report", job_id, "--json").out)
     assert found["report"]["values"]["broken_count"] == 2
+
+
+LAST = 14  # of 11 steps an epoch
+RESNET_50 = {
+    "model": {"family": "imagenet", "depth": 50},
+    "data": {"dataset": "photographs-32", "mean": "channel", "augment": {"flip": True, "scale": [36, 48]}},
+    "optim": {"lr": 0.01},
+    "training": {"global_batch": 16, "steps": LAST, "log_every_steps": 1, "seed": 7},
+    "checkpoint": {"every_steps": 4, "every_epochs": None},
+}
+
+
+def test_resnet_50_trains_from_the_shards_and_a_kill_in_the_middle_of_an_epoch_changes_no_bit(
+    stack: EmbeddedStack, client: Client, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "photographs", tree(45, classes=4, held_out=4))
+    ingest = client.submit(
+        {"kind": "ingest", "source": str(source), "dataset": "photographs-32", "image_size": 32, "shard_bytes": 20_000}
+    )
+    assert client.wait(ingest.id, 120).state == "SUCCEEDED"
+    whole, killed = (client.submit(RESNET_50) for _ in range(2))
+    moment = random.SystemRandom().randrange(5, 9)
+    print(f"killed at step {moment}")
+    reach(client, killed.id, moment)
+    [pid] = [line.line.split() for line in client.logs(killed.id) if " is rank " in line.line]
+    os.kill(int(pid[pid.index("process") + 1]), signal.SIGKILL)
+    for job in (whole, killed):
+        assert client.wait(job.id, 240).state == "SUCCEEDED", client.job(job.id).message
+    [resumed] = [event.message for event in client.events(killed.id) if event.type == "Resumed"]
+    assert re.match(r"going on from step [48], ", resumed)
+    steps = {point.step for point in client.metrics(killed.id) if isinstance(point, TrainEntry)}
+    assert steps == set(range(1, LAST + 1))
+    assert final_weights(client, killed.id) == final_weights(client, whole.id)
