@@ -340,7 +340,7 @@ def page(measured: dict[str, Any]) -> str:
             line("service", "the service"),
             line("waiting", "the same, waiting for each checkpoint, as it was before"),
             "",
-            f"Target: a ratio of {measured['target']}, **{verdict}** by the clock, **{by_cpu}** by the processor's time;",
+            f"Target: a ratio of {measured['target']}, **{verdict}** by the clock, **{by_cpu}** by the processor;",
             f"blocked under {BLOCKED:.0%}, **{blocked}**.",
             "",
             *(caution if crowded else []),
