@@ -49,6 +49,21 @@ SIDES = ("bare", "service", "waiting")
 EVERY = 200  # steps between checkpoints
 BLOCKED = 0.02  # the target for the share of time that checkpoints block
 
+# Looked into by hand, on 2026-11-28, with other work on the same two cores.
+TRIED = """\
+What was tried, on 2 CPU cores with other work beside it:
+
+- Steps that take no time beside what the service adds (8 layers, batches of 32 of 8x8): 2.0 to 4.4 ms of the processor
+  a step more than the bare step's 8.5, in two runs. That is what to expect of it whatever the network.
+- A profile of these steps: sending out batch norm's buffers, in a world of one to nobody, was 14 % of them. It is off now
+  for work of one process. By the processor's time that gave 0.2 to 0.5 ms a step.
+- Lightning's strategy for one device instead of DDP: no difference that stood out of the noise (2.2 to 2.6 ms more than the
+  bare step, against 2.0 to 3.0 with DDP). It was not taken up.
+- A checkpoint of ResNet-50's size (205 MB): 0.04 s to copy on a CPU, 0.6 s the first time, when the memory is new. What
+  writes it holds Python's lock for 0.2 s on end in `safetensors`, and 0.03 s in `torch.save`, at a load of about ten: a GPU
+  that has no work queued waits for so long. Nothing was done about that.
+"""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -347,6 +362,7 @@ def page(measured: dict[str, Any]) -> str:
             f"{measured['date']}; {measured['hardware']} ({platform.machine()}), at a load of {measured['load']:.1f};",
             f"{versions}.",
             "",
+            TRIED,
         ]
     )
 
