@@ -53,15 +53,16 @@ BLOCKED = 0.02  # the target for the share of time that checkpoints block
 TRIED = """\
 What was tried, on 2 CPU cores with other work beside it:
 
-- Steps that take no time beside what the service adds (8 layers, batches of 32 of 8x8): 2.0 to 4.4 ms of the processor
-  a step more than the bare step's 8.5, in two runs. That is what to expect of it whatever the network.
-- A profile of these steps: sending out batch norm's buffers, in a world of one to nobody, was 14 % of them. It is off now
-  for work of one process. By the processor's time that gave 0.2 to 0.5 ms a step.
-- Lightning's strategy for one device instead of DDP: no difference that stood out of the noise (2.2 to 2.6 ms more than the
-  bare step, against 2.0 to 3.0 with DDP). It was not taken up.
+- Steps that take little time beside what the service adds (8 layers, batches of 32 of 8x8): 2.0 to 4.4 ms of the
+  processor a step more than the bare step's 8.5, in two runs. Of ResNet-20's step, of 0.4 s or more here, that is
+  about one per cent, which is less than the noise of the table.
+- A profile of these steps: sending out batch norm's buffers, in a world of one to nobody, was 14 % of them. It is off
+  now for work of one process. By the processor's time that gave 0.2 to 0.5 ms a step.
+- Lightning's strategy for one device instead of DDP: no difference that stood out of the noise (2.2 to 2.6 ms more
+  than the bare step, against 2.0 to 3.0 with DDP). It was not taken up.
 - A checkpoint of ResNet-50's size (205 MB): 0.04 s to copy on a CPU, 0.6 s the first time, when the memory is new. What
-  writes it holds Python's lock for 0.2 s on end in `safetensors`, and 0.03 s in `torch.save`, at a load of about ten: a GPU
-  that has no work queued waits for so long. Nothing was done about that.
+  writes it holds Python's lock for 0.2 s on end in `safetensors`, and 0.03 s in `torch.save`, at a load of about ten:
+  a GPU that has no work queued waits for so long. Nothing was done about that.
 """
 
 
@@ -347,13 +348,13 @@ def page(measured: dict[str, Any]) -> str:
             "turns in one run. The ratio is that of all images to all seconds; beside it the median of the turns'",
             "ratios, and their quartiles. The same by the processor's seconds, of all of a process's threads, depends",
             "less on what else the machine has to do. Blocked is how long the training stood still for one checkpoint,",
-            "and the share that this is of 200 steps.",
+            "and the share that this is of 200 steps. A ratio above 1 is what else the machine had to do.",
             "",
             "| | images/s | ratio | by turns | by the processor's time | blocked |",
             "|---|---:|---:|---:|---:|---:|",
             line("bare", "the bare step"),
             line("service", "the service"),
-            line("waiting", "the same, waiting for each checkpoint, as it was before"),
+            line("waiting", "the same, waiting for each checkpoint, much as it was before"),
             "",
             f"Target: a ratio of {measured['target']}, **{verdict}** by the clock, **{by_cpu}** by the processor;",
             f"blocked under {BLOCKED:.0%}, **{blocked}**.",
