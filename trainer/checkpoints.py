@@ -9,10 +9,10 @@ import hashlib
 import io
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,20 @@ class Snapshot:
     step: int
     schedule: ScheduleState = BEGUN
     averaged: dict[str, Tensor] | None = None
+
+    def copied(self) -> Self:
+        """The same in the host's memory, which later steps do not change.
+
+        From a GPU the copies are only asked for, into pinned memory: they are there once its current stream has come so
+        far, and what the training asks of that stream next comes behind them.
+        """
+        return replace(
+            self,
+            weights=_copied(self.weights),
+            inputs=_copied(self.inputs),
+            optimizer=_copied(self.optimizer),
+            averaged=_copied(self.averaged),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,25 +136,11 @@ def write_checkpoint(
     Raises:
         StorageError: a part or the manifest could not be written.
     """
-    buffer = io.BytesIO()
-    state: dict[str, Any] = {
-        "optimizer": snapshot.optimizer,
-        "rng": snapshot.rng,
-        "step": snapshot.step,
-        "schedule": asdict(snapshot.schedule),
-    }
-    shown = snapshot.weights
-    if snapshot.averaged is not None:
-        state["weights"], shown = _plain(snapshot.weights), snapshot.averaged
-    torch.save(state, buffer)
-    contents = {
-        WEIGHTS: save_tensors(_plain(shown)),
-        INPUT: save_tensors(_plain(snapshot.inputs)),
-        TRAINER_STATE: buffer.getvalue(),
-    }
     base = prefix.attempt(moment.attempt).checkpoint(snapshot.step)
-    for name, data in contents.items():
+    parts = []
+    for name, data in _serialised(snapshot):  # one at a time, so that they are not all in memory
         store.put(base + name, data)
+        parts.append(Part(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
     manifest = Manifest(
         job=job.job,
         attempt=moment.attempt,
@@ -158,12 +158,28 @@ def write_checkpoint(
         dataset=job.dataset.name,
         dataset_format=job.dataset.format,
         evaluation=moment.evaluation,
-        parts=tuple(
-            Part(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in contents.items()
-        ),
+        parts=tuple(parts),
     ).sealed()
     store.put(base + MANIFEST, manifest.to_bytes(), "application/json")
     return StoredCheckpoint(manifest, base)
+
+
+def _serialised(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """The parts of a checkpoint, each with its name."""
+    state: dict[str, Any] = {
+        "optimizer": snapshot.optimizer,
+        "rng": snapshot.rng,
+        "step": snapshot.step,
+        "schedule": asdict(snapshot.schedule),
+    }
+    shown = snapshot.weights
+    if snapshot.averaged is not None:
+        state["weights"], shown = _plain(snapshot.weights), snapshot.averaged
+    yield WEIGHTS, save_tensors(_plain(shown))
+    yield INPUT, save_tensors(_plain(snapshot.inputs))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    yield TRAINER_STATE, buffer.getvalue()
 
 
 def read_checkpoint(store: ObjectStore, checkpoint: StoredCheckpoint) -> Snapshot:
@@ -257,3 +273,14 @@ def read_part(store: ObjectStore, checkpoint: StoredCheckpoint, part: Part) -> b
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous copies on the CPU: safetensors keeps no strides, so channels_last must not leak into the bytes."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _copied(value: Any) -> Any:
+    """The same, with every tensor in it copied to the host's memory as it lies: strides are kept."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True, copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

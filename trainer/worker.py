@@ -44,6 +44,7 @@ from trainer.models import build
 from trainer.pod import Pod
 from trainer.run import Export, Run
 from trainer.streams import Shipper
+from trainer.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,7 @@ def _train(
     tests, held_out_split = shown(held_out), "validation" if spec.data.validation else "test"
     own = shown(images) if training.evaluate_train else None
     logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
+    writer = Writer(run)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator=place.device.type,
@@ -187,7 +189,7 @@ def _train(
             Telemetry(run),
             Evaluation(run, tests, held_out_split, own),
             Schedule(run),
-            Checkpointing(run, normalisation.state()),
+            Checkpointing(run, normalisation.state(), writer),
             Control(run, place.pod),
         ],
         logger=False,
@@ -198,7 +200,8 @@ def _train(
         num_sanity_val_steps=0,
     )
     if run.step < run.total_steps:
-        trainer.fit(module, loader)
+        with writer:
+            trainer.fit(module, loader)
     run.finish()
 
 

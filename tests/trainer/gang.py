@@ -24,6 +24,7 @@ from resforge.s3 import ObjectStore
 from resforge.spec import TrainSpec
 from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Result
 from tests.s3 import S3Server, free_port
+from tests.services.local.waiting import until
 
 DIGITS = DatasetInfo(
     name="digits", format="digits", channels=1, classes=10, image_size=8, train_images=1437, test_images=360
@@ -32,10 +33,12 @@ DIGITS = DatasetInfo(
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill rank `rank` with SIGKILL as soon as rank 0 has reported step `step`."""
+    """Kill rank `rank` with SIGKILL as soon as rank 0 has reported step `step`; with `when`, a file, once that is there
+    as well: until then no rank gets further."""
 
     rank: int
     step: int
+    when: Path | None = None
 
 
 def write_job(store: ObjectStore, spec: TrainSpec, job: str, dataset: DatasetInfo = DIGITS) -> JobPrefix:
@@ -155,6 +158,8 @@ def _work(
                 named = {metric.name: value for metric, value in values.items()}
                 file.write(json.dumps({"at": time.monotonic(), "values": named, "labels": labels}) + "\n")
         if kill and values.get(metrics.STEP, -1) >= kill.step:
+            if kill.when:
+                until(kill.when.exists, within_s=60, what="the moment to kill")
             os.kill(pids[kill.rank], signal.SIGKILL)
 
     place = Place(

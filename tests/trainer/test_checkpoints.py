@@ -31,6 +31,7 @@ from resforge.storage import (
 )
 from tests.s3 import S3Server
 from tests.trainer.gang import DIGITS
+from trainer.average import WeightAverage
 from trainer.checkpoints import (
     Moment,
     Snapshot,
@@ -41,6 +42,8 @@ from trainer.checkpoints import (
     set_rng_state,
     write_checkpoint,
 )
+from trainer.initial import described
+from trainer.models import build
 from trainer.schedule import ScheduleState
 
 pytestmark = pytest.mark.stack
@@ -117,6 +120,38 @@ def test_a_checkpoint_from_before_schedules_had_a_state_is_read(
     checkpoint = write_checkpoint(store, JobPrefix.of("p", "older"), JOB, _snapshot(7), _moment())
     read = read_checkpoint(store, checkpoint)
     assert (read.step, read.schedule) == (7, ScheduleState())
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_copy_is_written_as_what_it_was_taken_of_whatever_becomes_of_that(store: ObjectStore, averaged: bool) -> None:
+    """To the last byte, with momentum in channels_last: a copy that lost its strides would be other bytes."""
+    network = build(described(JOB)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    average = WeightAverage(network, 0.9) if averaged else None
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network(torch.randn(4, 1, 8, 8).to(memory_format=torch.channels_last)).square().mean().backward()
+        optimizer.step()
+        if average:
+            average.update(1)
+
+    step()
+    live = Snapshot(
+        weights=network.state_dict(),
+        inputs={"mean": torch.rand(8, 8, 1), "std": torch.rand(1)},
+        optimizer=optimizer.state_dict(),
+        rng=[rng_state()],
+        step=1,
+        averaged=average.state_dict() if average else None,
+    )
+    copy = live.copied()
+    at_once = write_checkpoint(store, JobPrefix.of("p", f"live-{averaged}"), JOB, live, _moment())
+    step()
+    later = write_checkpoint(store, JobPrefix.of("p", f"copy-{averaged}"), JOB, copy, _moment())
+    assert later.manifest.parts == at_once.manifest.parts
+    behind = write_checkpoint(store, JobPrefix.of("p", f"behind-{averaged}"), JOB, live, _moment())
+    assert behind.manifest.parts != at_once.manifest.parts  # what is live has changed
 
 
 def test_random_states_are_taken_up_again() -> None:

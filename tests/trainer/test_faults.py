@@ -195,12 +195,14 @@ def test_a_damaged_checkpoint_takes_no_place_of_those_that_follow(s3: S3Server, 
     assert run_gang(s3, prefix, 1, 2, cache=cache, kill=Kill(1, 27)) is None
     for checkpoint in list_checkpoints(store, prefix, [1]):
         store.put(checkpoint.key + WEIGHTS, b"other bytes")
-    # Killed again before it comes to the damaged one's step: what it wrote until then is still there.
+    # Killed again before it comes to the damaged one's step: what it wrote until then is still there, but for step 15,
+    # which may still have been being written.
     assert run_gang(s3, prefix, 2, 2, cache=cache, resume_from=[1], kill=Kill(1, 17)) is None
     found, damaged = newest_verified(store, prefix, [1, 2])
     assert damaged == []
     assert found is not None
-    assert (found.manifest.attempt, found.manifest.step) == (2, 15)
+    assert found.manifest.attempt == 2
+    assert found.manifest.step in (10, 15)
 
 
 def test_a_superseded_attempt_does_not_begin(s3: S3Server, cache: Path) -> None:

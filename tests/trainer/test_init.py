@@ -119,7 +119,8 @@ def test_a_frozen_backbone_stays_as_it_was_also_when_its_source_has_gone(
         training={"steps": 20}, checkpoint={"every_steps": 5},
     )  # fmt: skip
     prefix = write_job(store, frozen, "frozen", FOUR)
-    assert run_gang(s3, prefix, 1, 1, cache=cache, kill=Kill(0, 8)) is None
+    # Behind the second checkpoint, which waits for the first.
+    assert run_gang(s3, prefix, 1, 1, cache=cache, kill=Kill(0, 11)) is None
     store.delete_prefix(JobPrefix.of("default", copy).key)
     result = run_gang(s3, prefix, 1, 1, cache=cache)
     assert result is not None

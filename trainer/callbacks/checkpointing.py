@@ -1,6 +1,5 @@
-"""Writes checkpoints when they are due, and removes those that need not be kept."""
+"""Takes checkpoints when they are due: a copy of the run's state, which is written behind the training's back."""
 
-import logging
 import time
 from dataclasses import replace
 
@@ -9,32 +8,31 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
-from resforge import metrics
-from resforge.s3 import StorageError
-from trainer.checkpoints import Moment, Snapshot, remove_old, rng_state, write_checkpoint
+from trainer.checkpoints import Moment, Snapshot, rng_state
 from trainer.classifier import Classifier
 from trainer.errors import CheckpointUploadFailed, NonFiniteLoss
 from trainer.phases import CHECKPOINT
 from trainer.run import Run
-
-logger = logging.getLogger(__name__)
+from trainer.writer import Writer
 
 
 class Checkpointing(Callback):
-    """Every rank gives its random states; rank 0 writes.
+    """Every rank gives its random states; rank 0 copies the rest and has it written.
 
     A checkpoint that can't be written is told and passed over while training goes on: the one before it still stands.
-    The last one is different: without it the job has not succeeded, so its failure ends the attempt.
+    The last one is different: without it the job has not succeeded, so it is waited for, and its failure ends the
+    attempt.
     """
 
-    def __init__(self, run: Run, inputs: dict[str, torch.Tensor]) -> None:
+    def __init__(self, run: Run, inputs: dict[str, torch.Tensor], writer: Writer) -> None:
         self.run = run
         self.inputs = inputs
-        self.committed = self.failed = 0
+        self.writer = writer
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Classifier, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        self.writer.check()
         run, wanted = self.run, self.run.job.spec.checkpoint
         by_step = wanted.every_steps is not None and run.step % wanted.every_steps == 0
         if not (by_step or run.ends_epochs(wanted.every_epochs) or run.last):
@@ -44,7 +42,6 @@ class Checkpointing(Callback):
 
     def _checkpoint(self, trainer: pl.Trainer, module: Classifier) -> None:
         run = self.run
-        started = time.perf_counter()
         states = [None] * run.workers
         if run.workers > 1:
             dist.all_gather_object(states, rng_state())
@@ -54,24 +51,22 @@ class Checkpointing(Callback):
         if module.awaits_error:
             hits, images = map(int, run.total_over_ranks(module.window).tolist())
             schedule = replace(schedule, hits=hits, images=images)
-        # Sums of the whole: NaN or infinity anywhere shows. Weights are alike on all ranks, so all come to the same.
-        if not all(bool(torch.isfinite(p).all()) for p in module.network.parameters()):
+        # Weights are alike on all ranks, so all come to the same. A device is waited for once, not for each weight.
+        if not bool(torch.stack([torch.isfinite(p).all() for p in module.network.parameters()]).all()):
             raise NonFiniteLoss(step=run.step, lr=module.last_lr)
-        if run.rank == 0:
-            snapshot = Snapshot(
-                weights=module.network.state_dict(),
-                averaged=module.average.state_dict() if module.average else None,
-                inputs=self.inputs,
-                optimizer=trainer.optimizers[0].state_dict(),
-                rng=states,
-                step=run.step,
-                schedule=schedule,
-            )
-            self._write(snapshot, time.perf_counter() - started)
-
-    def _write(self, snapshot: Snapshot, spent: float) -> None:
-        run = self.run
+        if run.rank != 0:
+            return
+        self.writer.wait()  # so that there is one copy at most
         started = time.perf_counter()
+        snapshot = Snapshot(
+            weights=module.network.state_dict(),
+            averaged=module.average.state_dict() if module.average else None,
+            inputs=self.inputs,
+            optimizer=trainer.optimizers[0].state_dict(),
+            rng=states,
+            step=run.step,
+            schedule=schedule,
+        ).copied()
         moment = Moment(
             attempt=run.attempt,
             epoch=run.step // run.steps_per_epoch,
@@ -80,37 +75,10 @@ class Checkpointing(Callback):
             final=run.step >= run.total_steps,
             evaluation=run.evaluation,
         )
-        try:
-            # First: whoever resumes from this step will not report those before it again.
-            if run.shipper:
-                run.shipper.flush()
-            written = write_checkpoint(run.store, run.prefix, run.job, snapshot, moment)
-        except StorageError as error:
-            self.failed += 1
-            run.export({metrics.CHECKPOINT_FAILURES: float(self.failed)})
-            run.event("CheckpointFailed", f"no checkpoint of step {run.step}: {error}", step=run.step)
-            if run.last:
+        self.writer.begin(snapshot, moment, spent=time.perf_counter() - started)
+        if run.last:
+            failure = self.writer.wait()
+            if failure:
                 raise CheckpointUploadFailed(
-                    f"the last checkpoint, of step {run.step}, can't be written: {error}"
-                ) from error
-            return
-        self.committed += 1
-        seconds = spent + time.perf_counter() - started
-        run.event(
-            "CheckpointCommitted",
-            f"step {run.step}, {written.manifest.size} bytes in {seconds:.2f} s",
-            step=run.step,
-            seconds=round(seconds, 3),
-            bytes=written.manifest.size,
-        )
-        try:
-            remove_old(run.store, run.prefix, run.told, run.job.spec.checkpoint.keep_last, written)
-        except StorageError as error:
-            run.event("CleanUpFailed", f"old checkpoints can't be removed: {error}", step=run.step)
-        run.export(
-            {
-                metrics.CHECKPOINT_SECONDS: seconds,
-                metrics.CHECKPOINT_BYTES: float(written.manifest.size),
-                metrics.CHECKPOINTS: float(self.committed),
-            }
-        )
+                    f"the last checkpoint, of step {run.step}, can't be written: {failure}"
+                ) from failure
