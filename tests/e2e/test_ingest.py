@@ -15,6 +15,7 @@ from resforge.s3 import ObjectStore
 from tests.e2e.following import final_weights, reach
 from tests.embedded import EmbeddedStack
 from tests.resforge.cli_runner import Cli
+from tests.services.local.waiting import until
 from tests.trainer.ingest.photographs import photograph, tree, write
 from trainer.data.shards import MANIFEST, read_index, read_manifest
 
@@ -93,6 +94,7 @@ def test_resnet_50_trains_from_the_shards_and_a_kill_in_the_middle_of_an_epoch_c
     moment = random.SystemRandom().randrange(5, 9)
     print(f"killed at step {moment}")
     reach(client, killed.id, moment)
+    until(lambda: client.checkpoints(killed.id), what="a checkpoint")
     [pid] = [line.line.split() for line in client.logs(killed.id) if " is rank " in line.line]
     os.kill(int(pid[pid.index("process") + 1]), signal.SIGKILL)
     for job in (whole, killed):

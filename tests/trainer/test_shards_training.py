@@ -10,7 +10,7 @@ import pytest
 
 from resforge.jobs import DatasetInfo
 from resforge.spec import TrainSpec
-from resforge.storage import JobPrefix, Stream, latest, list_checkpoints, read_stream
+from resforge.storage import MANIFEST, JobPrefix, Stream, latest, list_checkpoints, read_stream
 from tests.s3 import S3Server
 from tests.trainer.data.photos import write_shards
 from tests.trainer.gang import Kill, run_gang, write_job
@@ -54,7 +54,8 @@ def test_killed_in_the_middle_of_an_epoch_other_workers_go_on_with_the_images_th
     moment = random.SystemRandom().randrange(5, 8)  # behind a checkpoint, and before the epoch's end
     print(f"killed at step {moment}")
     prefix = write_job(s3.store(), spec(2), "photos", photos)
-    assert run_gang(s3, prefix, 1, 2, cache=tmp_path, kill=Kill(1, moment), timeout_s=300) is None
+    committed = s3.file(prefix.attempt(1).checkpoint(4) + MANIFEST)
+    assert run_gang(s3, prefix, 1, 2, cache=tmp_path, kill=Kill(1, moment, committed), timeout_s=300) is None
     resumed = latest(list_checkpoints(s3.store(), prefix, [1]))
     assert resumed is not None
     assert resumed.manifest.step == 4
