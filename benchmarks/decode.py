@@ -36,7 +36,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.decode import NATIVE, Box, cykooz_resizer, decode_crop, size_of
 
-RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "decode.md"
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "docs" / "results" / "decode.md"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import table  # noqa: E402
+
 HEIGHT, WIDTH, SIZE, BATCH, WORKERS = 375, 500, 224, 64, 2
 KINDS = {"smooth": (0.0, 70), "detailed": (4.0, 90)}  # standard deviation of grain added; JPEG quality
 TARGETS = {"native, threads": 3.0, "fallback, threads": 1.7}
@@ -151,6 +156,18 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "load": os.getloadavg()[0],
     }
+    measured["table"] = [
+        table.row(
+            f"decoding, {row['kind']}, {name}, against torchvision's style",
+            statistics.median(row["speeds"][name]),
+            statistics.median(row["speeds"]["torchvision style, processes"]),
+            "images/s",
+            least=TARGETS[name],
+        )
+        for row in measured["rows"]
+        for name in TARGETS
+        if name in row["speeds"]
+    ]
     if arguments.json:
         print(json.dumps(measured))
     else:

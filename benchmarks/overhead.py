@@ -42,6 +42,7 @@ from resforge.storage import AttemptDocument, JobDocument, JobPrefix
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the S3 server is that of the tests
 
+from benchmarks import table  # noqa: E402
 from tests.s3 import start_s3  # noqa: E402
 
 RESULT = ROOT / "docs" / "results" / "overhead.md"
@@ -311,6 +312,16 @@ def summed_up(device: str, block: int, found: dict[str, dict[str, Any]]) -> dict
         "turns": turns,
         "block": block,
         "rows": rows,
+        "table": [
+            table.row(
+                f"{setting.name} through the whole path, against the bare step",
+                rows["service"]["images_per_second"],
+                rows["bare"]["images_per_second"],
+                "images/s",
+                least=setting.target,
+            ),
+            table.row("blocked by checkpoints, share of time", rows["service"]["blocked"], 1.0, "", most=BLOCKED),
+        ],
         "target": setting.target,
         "hardware": device_name(torch.device(device)) + ("" if device == "cuda" else ", one thread"),
         "load": os.getloadavg()[0],

@@ -32,11 +32,13 @@ from PIL import Image
 
 from resforge.jobs import DatasetInfo
 from resforge.spec import AugmentSpec
+from trainer.data.files import LocalFiles
 from trainer.data.loader import train_loader
 from trainer.data.order import shard_order
 from trainer.data.photographs import ShardSet
 from trainer.data.sampler import TrainSampler
 from trainer.data.sets import open_dataset
+from trainer.data.shard_files import _Local
 from trainer.data.shards import MANIFEST, ROW, ShardManifest, ShardWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +158,7 @@ def resuming() -> float:
     shards = np.repeat(np.arange(1282, dtype=np.int32), 1000)[:IMAGENET]
     rows = np.zeros(IMAGENET, dtype=ROW)
     info = DatasetInfo(name="imagenet", format="shards", channels=3, classes=1000, image_size=SIZE)
-    images = ShardSet(info, "", [""] * 1282, shards, rows, lambda _: b"")
+    images = ShardSet(info, "", [""] * 1282, shards, rows, _Local(LocalFiles(ROOT), ()))
     began = time.perf_counter()
     steps = IMAGENET // 256
     run = TrainSampler(
@@ -220,7 +222,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     rows.append(row("resuming in epoch 88 of ImageNet, against a second", resumed, 1.0, "s", most=1.0))
     return {
         "at": datetime.now(UTC).date().isoformat(), "images": count, "bytes": size, "rounds": rounds,
-        "microseconds": microseconds, "spread": spread, "growth_mib": growth[-1], "rows": rows,
+        "microseconds": microseconds, "spread": spread, "growth_mib": growth[-1], "table": rows,
         "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "versions": {name: version(name) for name in PACKAGES if _there(name)}, "python": platform.python_version(),
     }  # fmt: skip
@@ -256,7 +258,7 @@ def page(measured: dict[str, Any]) -> str:
         if side in spread:
             low, high = spread[side]
             lines.append(f"| {name} | {measured['microseconds'][side]:.1f} | {low:.1f} | {high:.1f} |")
-    lines += ["", *table.lines(measured["rows"])]
+    lines += ["", *table.lines(measured["table"])]
     told = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
     lines += [
         "",

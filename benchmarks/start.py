@@ -35,6 +35,10 @@ from resforge.storage import AttemptDocument, JobDocument, JobPrefix, Stream, re
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "docs" / "results" / "start.md"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import table  # noqa: E402
+
 DIGITS = DatasetInfo(name="digits", format="digits", channels=1, classes=10, image_size=8)
 BIN = Path(sys.executable).parent
 
@@ -136,9 +140,16 @@ def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:
                     print(f"{repeat + 1}/{repeats} {side}: {times[side][-1]:.1f} s", file=sys.stderr, flush=True)
             ratio = statistics.median(times["service"]) / statistics.median(times["torchrun"])
             rows.append({"workers": workers, "first": first, "times": times, "ratio": ratio})
+    both = [
+        (row["workers"], *(statistics.median(row["times"][side]) for side in ("service", "torchrun"))) for row in rows
+    ]
     return {
         "what": "seconds to the first optimiser step",
         "rows": rows,
+        "table": [
+            table.row(f"POST to the first step, {workers} workers, against torchrun", ours, theirs, "s", most=2.5)
+            for workers, ours, theirs in both
+        ],
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU used",
         "versions": {name: version(name) for name in ("ray", "torch", "lightning")}
         | {"python": platform.python_version()},

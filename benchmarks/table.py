@@ -63,7 +63,7 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
         command = [sys.executable, str(FOLDER / f"{name}.py"), *BENCHMARKS[name], "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows += json.loads(done.stdout)["rows"]
+        rows += json.loads(done.stdout)["table"]
     measured = {
         "at": datetime.now(UTC).date().isoformat(), "seconds": time.monotonic() - began, "cores": os.cpu_count(),
         "machine": platform.machine(), "python": platform.python_version(), "load": os.getloadavg()[1], "rows": rows,

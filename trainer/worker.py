@@ -172,7 +172,8 @@ def _train(
     tests, held_out_split = shown(held_out), "validation" if spec.data.validation else "test"
     own = shown(images) if training.evaluate_train else None
     logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
-    writer = Writer(run)
+    writer, restore = Writer(run), Restore(run, snapshot)
+    del snapshot  # which is let go once it is restored
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator=place.device.type,
@@ -185,7 +186,7 @@ def _train(
         # Ours, in this order: a checkpoint holds the evaluation of its step and what the schedule made of it, and a
         # stop comes after both.
         callbacks=[
-            Restore(run, snapshot),
+            restore,
             Telemetry(run),
             Evaluation(run, tests, held_out_split, own),
             Schedule(run),

@@ -30,6 +30,7 @@ ANYWHERE = Heads()
 GONE_NODE_S = 60
 # For a controller that is away: it removes a RayJob as soon as it has settled the attempt.
 TTL_S = 600
+CACHE_SHARE = 0.9  # of a volume for cached data, which small files are on too
 END_S = 10  # for Ray's own processes to end, after the training has
 
 
@@ -190,7 +191,7 @@ class _Build:
         container: dict[str, Any] = {
             "name": "ray",
             "image": pool.image or house.image,
-            "env": self._env(),
+            "env": self._env(on_pool),
             # The same for both: a worker that took a neighbour's memory would be killed for it.
             "resources": {"requests": dict(resources), "limits": dict(resources)},
             "securityContext": {
@@ -242,12 +243,15 @@ class _Build:
     def _shm(self, share: float) -> float:
         return max(HEAD_SHM_GIB, self.pool.shared_memory_gib * min(1.0, share))
 
-    def _env(self) -> list[dict[str, str]]:
+    def _env(self, on_pool: bool) -> list[dict[str, str]]:
         env = {"HOME": "/tmp", "RESFORGE_SCRATCH": "/scratch", "RESFORGE_POD": "/tmp/pod"}
         if self.house.s3_endpoint:
             env["RESFORGE_S3_ENDPOINT"] = self.house.s3_endpoint
         if self.house.s3_region:
             env["AWS_DEFAULT_REGION"] = self.house.s3_region
+        if on_pool and self.pool.cache is not None and self.pool.cache.size_gib is not None:
+            # The volume is the pod's own; of a node's disk the trainer takes less.
+            env["RESFORGE_CACHE_GIB"] = f"{CACHE_SHARE * self.pool.cache.size_gib:g}"
         return [{"name": name, "value": value} for name, value in env.items()]
 
     def _scratch(self, on_pool: bool) -> dict[str, Any]:

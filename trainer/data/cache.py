@@ -20,10 +20,11 @@ from trainer.errors import InvalidData
 logger = logging.getLogger(__name__)
 
 TRIES = 2  # of a shard whose bytes are not those that the manifest names
-SHARE_OF_DISK = 0.8
+SHARE_OF_DISK = 0.5  # others live on it too, and a node that runs short of disk throws pods out
 
 Fetch = Callable[[Path], str]
-Held = mmap.mmap | bytes
+Held = mmap.mmap
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ShardCache:
@@ -41,8 +42,8 @@ class ShardCache:
         taken = sum(size for _, size, _ in self._files())
         self.capacity = int(SHARE_OF_DISK * (free + taken)) if capacity is None else capacity
 
-    def open(self, what: str, size: int, sha256: str, fetch: Fetch) -> Held:
-        """A shard's bytes: mapped from the cache, or in memory where there is no room for it.
+    def open(self, what: str, size: int, sha256: str, fetch: Fetch) -> Held | None:
+        """A shard's bytes, mapped from the cache; None where there is no room for it.
 
         Args:
             what: its name, for messages.
@@ -54,34 +55,26 @@ class ShardCache:
             StorageError: as `fetch` does.
         """
         path = self._folder / sha256
-        found = _mapped(path)
+        found = _mapped(path, size)
         if found is not None:
             return found
         with self._locked(f"{sha256}.lock"):
-            found = _mapped(path)  # by whoever had the lock before
+            found = _mapped(path, size)  # by whoever had the lock before
             if found is not None:
                 return found
             part = self._folder / f"{sha256}.part"  # ours alone while the lock is held
             try:
                 if not self._make_room(part, size):
-                    return self._in_memory(what, size, sha256, fetch)
+                    return None
                 _fetched(what, size, sha256, fetch, part)
-                part.replace(path)
+                _keep(part, path)
+            except OSError as error:
+                if error.errno in _FULL:
+                    return None
+                raise
             finally:
                 part.unlink(missing_ok=True)
-            found = _mapped(path)
-        # Another may have removed it at once, where the cache holds hardly anything.
-        return found if found is not None else self._in_memory(what, size, sha256, fetch)
-
-    def _in_memory(self, what: str, size: int, sha256: str, fetch: Fetch) -> bytes:
-        logger.warning("%s has no room for %s, which is read into memory", self._folder, what)
-        # Linux's own file system in memory, since a store writes to paths.
-        descriptor = os.memfd_create("shard")
-        try:
-            _fetched(what, size, sha256, fetch, Path(f"/proc/self/fd/{descriptor}"))
-            return os.pread(descriptor, size, 0)
-        finally:
-            os.close(descriptor)
+            return _mapped(path, size)  # none, where another has removed it at once for want of room
 
     def _make_room(self, part: Path, size: int) -> bool:
         """Remove what was not asked for the longest until `part` has room, and take that; False if there is none."""
@@ -124,14 +117,25 @@ class ShardCache:
             yield
 
 
-def _mapped(path: Path) -> mmap.mmap | None:
+def _mapped(path: Path, size: int) -> Held | None:
+    """A file of the cache; one of another size, as a crash of the node may leave, is removed."""
     try:
         with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                path.unlink(missing_ok=True)
+                return None
             now = time.time()
             os.utime(path, (now, now))
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         return None
+
+
+def _keep(part: Path, path: Path) -> None:
+    """Give a file its name once its bytes are on the disk."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _allocated(part: Path, size: int) -> bool:
@@ -141,7 +145,7 @@ def _allocated(part: Path, size: int) -> bool:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             return False
         raise
     return True

@@ -38,6 +38,9 @@ NATIVE = _jpeg is not None
 
 Box = tuple[float, float, float, float]
 
+# What Pillow may decode: no other decoder is let near the bytes of strangers.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
+
 _END_OF_JPEG = b"\xff\xd9"
 _MOST_PIXELS = 89_478_485  # as in the native part: beyond, Pillow warns of a decompression bomb, or refuses
 _REFUSALS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -52,7 +55,7 @@ def size_of(data: bytes | memoryview, *, native: bool = NATIVE) -> tuple[int, in
     """
     size: tuple[int, int] | None = _jpeg.size_of(data) if native else _simple_size(data)
     if size is None:
-        with _refusals(), Image.open(io.BytesIO(data)) as image:
+        with _refusals(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
     return size
 
@@ -129,8 +132,10 @@ def _simple_decode(data: bytes | memoryview, shrink: int, channels: int) -> tupl
 
 def _pillow_crop(data: bytes | memoryview, box: Box, shrink: int, out: np.ndarray, flip: bool) -> None:
     mode = _MODES[out.shape[2]]
-    with _refusals(), Image.open(io.BytesIO(data)) as image:
+    with _refusals(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"it has {width}x{height} pixels, and at most {_MOST_PIXELS:,} are decoded")
         if image.format in ("JPEG", "MPO"):
             image.draft(mode, (max(1, width // shrink), max(1, height // shrink)))
         else:

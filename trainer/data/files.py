@@ -129,6 +129,14 @@ class S3Files:
         """
         return self.store.download(self._prefix + name, path)
 
+    def range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of an object from `offset` on, past the cache.
+
+        Raises:
+            StorageError: it is absent, or S3 does not answer or refuses.
+        """
+        return self.store.get_range(self._prefix + name, offset, size)
+
     @property
     def store(self) -> ObjectStore:
         """The bucket, connected to anew in a process that was forked: connections can't be shared."""
@@ -158,6 +166,8 @@ class S3Files:
                 raise InvalidData(
                     f"{store.uri(info.key)} was listed with {info.size} bytes and came with {part.stat().st_size}"
                 )
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # so that a node that crashes leaves no empty file of this name
             part.replace(path)
         except ObjectNotFound:
             raise InvalidData(f"{store.uri(info.key)} was listed and is gone") from None

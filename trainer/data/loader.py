@@ -4,7 +4,7 @@ Encoded images are decoded by threads: decoders release the interpreter's lock, 
 Loading never draws from torch's or numpy's global random state.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resforge.spec import AugmentSpec
 from trainer.data.image_set import ImageSet
-from trainer.data.photographs import EncodedSet, ShardSet
+from trainer.data.photographs import OPEN_SHARDS, EncodedSet, ShardSet
 from trainer.data.sampler import Draw, EvalSampler, TrainSampler, augmentation_numbers, colour_weights
 from trainer.data.transforms import NUMBERS, shift_colour
 
@@ -26,7 +26,7 @@ MOST_THREADS = 16
 BATCHES_AHEAD = 2  # decoded while the one before is trained on
 SHARDS_AHEAD = 8  # fetched before they are needed
 FETCHERS = 4
-MOST_STEPS_AHEAD = 2000
+MOST_STEPS_AHEAD = 500
 
 
 def train_loader(
@@ -154,7 +154,8 @@ class _ahead:
         self._images = images if isinstance(images, ShardSet) else None
         self._coming = enumerate(iter(sampler))
         self._reading = reading
-        self._first_needed: dict[int, int] = {}  # by shard asked for: at which batch
+        self._asked = OrderedDict[int, None]()  # the shards come upon last, as many as are kept open
+        self._due = deque[int]()  # at which batches those are needed that were asked for last
         self._looked = -1
         self._pool: ThreadPoolExecutor | None = None
 
@@ -170,19 +171,22 @@ class _ahead:
     def _note(self, step: int) -> None:
         if self._images is None or self._pool is None:
             return
-        while self._looked < step + MOST_STEPS_AHEAD and self._waiting(step) < SHARDS_AHEAD:
+        while self._due and self._due[0] <= step:
+            self._due.popleft()
+        while self._looked < step + MOST_STEPS_AHEAD and len(self._due) < SHARDS_AHEAD:
             found = next(self._coming, None)
             if found is None:
                 return
             self._looked, asked = found
             for shard in self._images.shards_of(self._reading.indices(asked)):
-                if shard not in self._first_needed:
+                if shard not in self._asked:
                     # What goes wrong is raised where the shard is read.
                     self._pool.submit(self._images.fetch, shard)
-                self._first_needed.setdefault(shard, self._looked)
-
-    def _waiting(self, step: int) -> int:
-        return sum(first > step for first in self._first_needed.values())
+                    self._due.append(self._looked)
+                self._asked[shard] = None
+                self._asked.move_to_end(shard)
+            while len(self._asked) > OPEN_SHARDS:
+                self._asked.popitem(last=False)
 
 
 class _Training:

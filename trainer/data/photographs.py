@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from io import BytesIO
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -14,14 +14,14 @@ from PIL import Image
 from resforge.jobs import DatasetInfo
 from resforge.spec import AugmentSpec
 from trainer.data.cache import Held
-from trainer.data.decode import decode_crop, size_of
+from trainer.data.decode import FORMATS, decode_crop, size_of
 from trainer.data.files import Files
 from trainer.data.image_set import MEAN_IMAGES, ImageSet, Indices
 from trainer.data.order import shard_order
 from trainer.data.transforms import View, centre_view, training_view
 from trainer.errors import InvalidData
 
-OPEN_SHARDS = 64  # mapped at a time by one process
+OPEN_SHARDS = 128  # mapped at a time by one process: more than the lanes of one epoch read at once, twice
 
 
 class EncodedSet(ImageSet):
@@ -39,6 +39,11 @@ class EncodedSet(ImageSet):
 
     def check(self, augment: AugmentSpec) -> None:
         super().check(augment)
+        if augment.pad >= self.info.image_size:
+            raise InvalidData(
+                f"data.augment.pad is {augment.pad} pixels, and crops of the data set {self.info.name} have "
+                f"{self.info.image_size}; less than that is accepted"
+            )
         if augment.scale and augment.scale[0] < self.info.image_size:
             raise InvalidData(
                 f"data.augment.scale begins at {augment.scale[0]} pixels, and crops of the data set {self.info.name} "
@@ -76,7 +81,7 @@ class EncodedSet(ImageSet):
             InvalidData: it can't be decoded.
         """
         try:
-            with Image.open(BytesIO(self.encoded(index))) as image:
+            with Image.open(BytesIO(self.encoded(index)), formats=FORMATS) as image:
                 return image.convert("L" if self.info.channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InvalidData(f"the image {self.name(index)} can't be decoded: {error}") from error
@@ -127,6 +132,21 @@ class FolderSet(EncodedSet):
         return type(self)(self.info, self._files, self._names[indices], self.labels[indices])
 
 
+class Opened(Protocol):
+    """Shards by their number.
+
+    Both raise InvalidData where a shard is gone or damaged, and StorageError where storage does not answer, or refuses.
+    """
+
+    def whole(self, number: int) -> Held | None:
+        """A shard's bytes; None where there is no room for them on this node."""
+        ...
+
+    def part(self, number: int, offset: int, size: int) -> bytes:
+        """Some of them alone."""
+        ...
+
+
 class ShardSet(EncodedSet):
     """A split of shards (trainer/data/shards.py), which are fetched whole.
 
@@ -135,7 +155,7 @@ class ShardSet(EncodedSet):
         names: of the shards.
         shards: (N,) the shard of each image, rising.
         rows: (N,) of ROW, where each image lies in its shard.
-        fetch: gives a shard's bytes by its number. It may be slow; it is called by several threads.
+        opened: gives their bytes, to several threads at once. It may be slow.
     """
 
     def __init__(
@@ -145,17 +165,18 @@ class ShardSet(EncodedSet):
         names: Sequence[str],
         shards: np.ndarray,
         rows: np.ndarray,
-        fetch: Callable[[int], Held],
+        opened: "Opened",
     ) -> None:
         super().__init__(info, rows["label"].astype(np.int64))
-        self._where, self._names, self._shards, self._rows, self._fetch = where, names, shards, rows, fetch
+        self._where, self._names, self._shards, self._rows, self._opened = where, names, shards, rows, opened
         self._open = OrderedDict[int, Held]()
         self._lock = threading.Lock()
 
-    def encoded(self, index: int) -> memoryview:
-        row = self._rows[index]
-        start = int(row["offset"])
-        return memoryview(self._shard(int(self._shards[index])))[start : start + int(row["size"])]
+    def encoded(self, index: int) -> bytes | memoryview:
+        row, shard = self._rows[index], int(self._shards[index])
+        start, size = int(row["offset"]), int(row["size"])
+        held = self._shard(shard)
+        return self._opened.part(shard, start, size) if held is None else memoryview(held)[start : start + size]
 
     def name(self, index: int) -> str:
         row = self._rows[index]
@@ -169,14 +190,14 @@ class ShardSet(EncodedSet):
         return super().for_mean()[:MEAN_IMAGES]
 
     def subset(self, indices: np.ndarray) -> Self:
-        return type(self)(self.info, self._where, self._names, self._shards[indices], self._rows[indices], self._fetch)
+        return type(self)(self.info, self._where, self._names, self._shards[indices], self._rows[indices], self._opened)
 
     def shards_of(self, indices: Indices) -> list[int]:
         """The shards that hold these images, in the order in which they are come upon."""
         return list(dict.fromkeys(self._shards[np.asarray(indices)].tolist()))
 
     def fetch(self, shard: int) -> None:
-        """Have a shard's bytes at hand.
+        """Have a shard's bytes at hand, where there is room for them.
 
         Raises:
             InvalidData: it is gone or damaged.
@@ -184,13 +205,15 @@ class ShardSet(EncodedSet):
         """
         self._shard(shard)
 
-    def _shard(self, shard: int) -> Held:
+    def _shard(self, shard: int) -> Held | None:
         with self._lock:
             found = self._open.get(shard)
             if found is not None:
                 self._open.move_to_end(shard)
                 return found
-        fetched = self._fetch(shard)
+        fetched = self._opened.whole(shard)
+        if fetched is None:
+            return None
         with self._lock:
             found = self._open.setdefault(shard, fetched)
             while len(self._open) > OPEN_SHARDS:

@@ -20,7 +20,7 @@ from trainer.errors import InvalidData
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 # The training split's folder, and those that the held-out one may have.
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
-_CHUNK = 512
+_CHUNK = 64  # images at a time
 
 
 def open_dataset(
@@ -172,9 +172,10 @@ def input_normalisation(images: ImageSet, mean: str) -> Normalisation:
     chosen = images.for_mean()
     total, squares = np.int64(0), np.int64(0)
     for at in range(0, len(chosen), _CHUNK):
-        chunk = images.test_images(chosen[at : at + _CHUNK]).astype(np.int64)
-        total = total + chunk.sum(axis=0)  # whole numbers, so the order of the sum is of no account
-        squares = squares + (chunk**2).sum(axis=(0, 1, 2))
+        for image in images.test_images(chosen[at : at + _CHUNK]):
+            wide = image.astype(np.int64)
+            total = total + wide  # whole numbers, so the order of the sum is of no account
+            squares = squares + (wide * wide).sum(axis=(0, 1))
     pixels = total / len(chosen)
     channels = pixels.mean(axis=(0, 1))
     variance = squares / (len(chosen) * images.info.image_size**2) - channels**2

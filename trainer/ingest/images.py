@@ -8,6 +8,7 @@ from PIL import Image
 # What Pillow calls a format, and the suffix by which everyone's tools decode it. No other decoder is let near the
 # bytes of strangers.
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+MOST_PIXELS = 89_478_485  # beyond, Pillow warns of a decompression bomb, and training decodes none
 _MPO = {"MPO": "jpg"}  # a JPEG with a second picture behind the first, which Pillow opens as a JPEG
 
 
@@ -40,10 +41,14 @@ def encode(data: bytes, encoding: Encoding) -> tuple[bytes, str]:
         raise BrokenImage("it is empty")
     try:
         with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BrokenImage(f"it has {image.width}x{image.height} pixels; at most {MOST_PIXELS:,} are accepted")
             image.verify()  # a PNG's checksums; it can't be decoded afterwards
         with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
             image.load()
             return _kept(image, data, encoding)
+    except BrokenImage:
+        raise
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"it is no {', '.join(sorted(FORMATS))}") from error
     except Exception as error:  # damaged bytes can raise anything at all

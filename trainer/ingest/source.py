@@ -178,6 +178,11 @@ def look_into(source: Source, class_name: str, name: str, size: int) -> Listing:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # a million of them would stay
                 inner = member.name
+                if member.size < 0:
+                    raise tarfile.ReadError(f"it names a negative size at byte {member.offset}")
+                if not _is_text(inner):
+                    listing.broken.append(Broken(name=f"{name}, byte {member.offset}", reason="its name is no UTF-8"))
+                    continue
                 if not member.isreg() or inner.rsplit("/", 1)[-1].startswith("."):
                     continue
                 if not inner.lower().endswith(SUFFIXES) or member.sparse is not None:
@@ -194,6 +199,14 @@ def look_into(source: Source, class_name: str, name: str, size: int) -> Listing:
         reason = f"{error}; {len(listing.images)} images before that were taken" if listing.images else str(error)
         listing.broken.append(Broken(name=name, reason=reason))
     return listing
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that tarfile could not decode
+        return False
+    return True
 
 
 class _Ranged(io.RawIOBase):

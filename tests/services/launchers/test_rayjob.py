@@ -126,6 +126,7 @@ def test_what_a_pool_adds() -> None:
     assert term["topologyKey"] == "topology.kubernetes.io/zone"
     volumes = {item["name"]: item for item in spec["volumes"]}
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "65536Mi"}
+    assert {"name": "RESFORGE_CACHE_GIB", "value": "450"} in spec["containers"][0]["env"]
     claim = volumes["scratch"]["ephemeral"]["volumeClaimTemplate"]["spec"]
     assert (claim["storageClassName"], claim["resources"]["requests"]["storage"]) == ("local-nvme", "500Gi")
 

@@ -15,7 +15,7 @@ from resforge.spec import AugmentSpec
 from tests.s3 import S3Server, start_s3
 from tests.trainer.data.photos import label_of, photo, write_shards
 from tests.trainer.data.test_files import Counting, upload
-from trainer.data import shard_files
+from trainer.data import loader, photographs, shard_files
 from trainer.data.loader import eval_loader, train_loader
 from trainer.data.photographs import ShardSet
 from trainer.data.sampler import TrainSampler
@@ -68,8 +68,8 @@ def damaged(server: S3Server, local: DatasetInfo, prefix: str) -> tuple[DatasetI
 def run(images: ShardSet, cpus: float = 2, **changes: int) -> list[tuple[bytes, list[int]]]:
     fields = {"seed": 3, "total_steps": 40, "rank": 0, "workers": 1, "start_step": 0, **changes}
     sampler = TrainSampler(len(images), 16, order=images.order(16, fields["seed"]), **fields)
-    loader = train_loader(images, sampler, AUGMENT, cpus=cpus)
-    return [(pixels.numpy().tobytes(), labels.tolist()) for pixels, labels in loader]
+    batches = train_loader(images, sampler, AUGMENT, cpus=cpus)
+    return [(pixels.numpy().tobytes(), labels.tolist()) for pixels, labels in batches]
 
 
 def test_images_are_those_that_were_written(server: S3Server, stored: DatasetInfo, tmp_path: Path) -> None:
@@ -112,6 +112,22 @@ def test_a_cache_too_small_for_anything_costs_fetches_and_not_the_run(
 ) -> None:
     whole = run(opened(stored, Counting(server), tmp_path / "large"))
     assert run(opened(stored, Counting(server), tmp_path / "small", cache_bytes=1)) == whole
+
+
+def test_shards_that_had_to_go_are_fetched_ahead_again_in_later_epochs(
+    server: S3Server, stored: DatasetInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(photographs, "OPEN_SHARDS", 3)
+    fetched: list[tuple[str, int]] = []
+    images = opened(stored, Counting(server), tmp_path)
+    whole_of = images._opened.whole
+    by = lambda shard: fetched.append((threading.current_thread().name.split("_")[0], shard))  # noqa: E731
+    monkeypatch.setattr(images._opened, "whole", lambda shard: (by(shard), whole_of(shard))[1])
+    whole = run(images, total_steps=54)  # three epochs
+    assert whole == run(opened(stored, Counting(server), tmp_path), total_steps=54)
+    ahead = [shard for name, shard in fetched if name == "fetch"]
+    assert len(ahead) > 2 * len(set(ahead)) == 2 * 8
 
 
 def test_the_mean_is_taken_of_the_first_images(server: S3Server, stored: DatasetInfo, tmp_path: Path) -> None:
@@ -188,6 +204,6 @@ def test_storage_that_is_away_for_a_while_is_waited_for(
         own.stop()
         monkeypatch.setattr(shard_files, "OUTAGE_S", 0.0)
         with pytest.raises(StorageUnavailable):
-            opened(info, factory, tmp_path / "cache")._fetch(0)
+            opened(info, factory, tmp_path / "cache")._opened.whole(0)
     finally:
         own.stop()
