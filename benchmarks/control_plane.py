@@ -124,7 +124,8 @@ class Simulation:
         self.beats: dict[str, int] = {}
         self.admitted: set[str] = set()
         self.happened = Counter[str]()
-        cluster.on_driver = lambda name, _: self.beats.setdefault(name, 0)
+        self.over: set[str] = set()
+        cluster.on_driver = self._begin
 
     def live(self) -> None:
         """What happens between two ticks: drivers give signs of life, some end, some are lost."""
@@ -166,9 +167,14 @@ class Simulation:
         self._admit()
         self.cluster.step()
 
+    def _begin(self, name: str, _: str) -> None:
+        if name not in self.over:  # a lost head has a successor, to which KubeRay submits the driver again
+            self.beats.setdefault(name, 0)
+
     def _admit(self) -> None:
         self.admitted &= set(self.cluster.api.names("rayjobs"))
-        waiting = [name for name, job in self.cluster.api.objects["rayjobs"].items() if job["spec"].get("suspend")]
+        rayjobs = self.cluster.api.objects["rayjobs"].items()
+        waiting = [name for name, job in rayjobs if job["spec"].get("suspend") and name not in self.over]
         for name in waiting:
             if len(self.admitted) == self.room:
                 return
@@ -178,6 +184,7 @@ class Simulation:
 
     def _over(self, name: str, how: str) -> None:
         del self.beats[name]
+        self.over.add(name)
         self.admitted.discard(name)
         self.happened[how] += 1
 
