@@ -131,7 +131,7 @@ def bytes_of_litdata(folder: Path) -> int:
 
 
 def write_litdata(folder: Path, images: list[tuple[bytes, int]]) -> None:
-    from litdata.streaming import BinaryWriter  # what its `optimize` writes with, in this process
+    from litdata.streaming.writer import BinaryWriter  # what its `optimize` writes with, in this process
 
     folder.mkdir()
     writer = BinaryWriter(str(folder), chunk_bytes=16 << 20)
