@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resforge.cli.connect import client
-from resforge.cli.exits import Exit
-from resforge.cli.output import AsJson, note, print_json
+from resforge.cli.output import AsJson, print_json
+from resforge.cli.reports import succeeded
 from resforge.cli.submit import check
 
 if TYPE_CHECKING:
@@ -69,18 +69,7 @@ def ingest(
         if detach:
             print_json(job) if as_json else typer.echo(f"job {job.id} is {job.state}; `resforge watch {job.id}`")
             return
-        if as_json:
-            job = connected.wait(job.id)
-        else:
-            from resforge.cli.watch import ending, follow
-
-            note(f"job {job.id}")
-            job = follow(connected, job.id)
-            note(ending(job))
-        if job.state != "SUCCEEDED":
-            if as_json:
-                print_json(job)
-            raise typer.Exit(Exit.FAILED)
+        succeeded(connected, job, as_json=as_json)
         found = connected.report(job.id)
     if as_json:
         print_json(found)

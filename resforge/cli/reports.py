@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from resforge.client import Client
+    from resforge.jobs import Job
     from resforge.resources import JobReport
 
 Settings = Annotated[
@@ -144,19 +145,24 @@ def _run(
         if not watch:
             print_json(job) if as_json else typer.echo(f"job {job.id} is {job.state}; `resforge report {job.id}`")
             return
-        if as_json:
-            job = connected.wait(job.id)
-        else:
-            from resforge.cli.watch import ending, follow
-
-            note(f"job {job.id}")
-            job = follow(connected, job.id)
-            note(ending(job))
-        if job.state != "SUCCEEDED":
-            if as_json:
-                print_json(job)
-            raise typer.Exit(Exit.FAILED)
+        succeeded(connected, job, as_json=as_json)
         _show(connected, job.id, output=output, as_json=as_json)
+
+
+def succeeded(connected: "Client", job: "Job", *, as_json: bool) -> None:
+    """Follow a job to its end, for people by what it says; a job that ends otherwise ends the command."""
+    if as_json:
+        job = connected.wait(job.id)
+    else:
+        from resforge.cli.watch import ending, follow
+
+        note(f"job {job.id}")
+        job = follow(connected, job.id)
+        note(ending(job))
+    if job.state != "SUCCEEDED":
+        if as_json:
+            print_json(job)
+        raise typer.Exit(Exit.FAILED)
 
 
 def _show(connected: "Client", job_id: str, *, output: Path | None, as_json: bool) -> None:

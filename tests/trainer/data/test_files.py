@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from resforge.s3 import ObjectStore, StorageError
 from resforge.spec import AugmentSpec
-from tests.s3 import S3Server, start_s3
+from tests.s3 import S3Server
 from tests.trainer.data.files import folder_files, info, write_cifar10, write_files, write_idx
 from trainer.data.files import LocalFiles, S3Files, files_at
 from trainer.data.loader import train_loader
@@ -20,16 +19,6 @@ from trainer.data.transforms import NUMBERS
 from trainer.errors import InvalidData
 
 pytestmark = pytest.mark.stack
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"):
-            environment.setenv(name, "")  # so that it is put back
-        server = start_s3(tmp_path_factory.mktemp("s3"))
-        yield server
-        server.stop()
 
 
 @pytest.fixture(scope="module")

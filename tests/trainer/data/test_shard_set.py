@@ -1,7 +1,6 @@
 """Shards in a real S3 server as the trainer reads them: the right images, and clear words when something is wrong."""
 
 import threading
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -27,17 +26,6 @@ pytestmark = pytest.mark.stack
 
 OUTAGE_S = 3.0  # longer than the tries of one request
 AUGMENT = AugmentSpec(flip=True, scale=(36, 60))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"):
-            environment.setenv(name, "")  # so that it is put back
-        server = start_s3(tmp_path_factory.mktemp("s3"))
-        server.store()
-        yield server
-        server.stop()
 
 
 @pytest.fixture(scope="module")
