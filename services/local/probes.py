@@ -32,7 +32,10 @@ async def is_ready(probe: HttpProbe | RayProbe, client: httpx.AsyncClient) -> bo
 
 
 async def _ray_runs_a_job(probe: RayProbe, client: httpx.AsyncClient) -> bool:
-    """Ray's dashboard answers seconds before a job can run, and for good where its agent's port is taken."""
+    """Ray's dashboard answers seconds before a job can run, and for good where its agent's port is taken.
+
+    The job stays in Ray's list: what is deleted before Ray's monitor saw its end comes back there as failed.
+    """
     headers = {"Authorization": f"Bearer {_read(probe.token_path)}"}
     if (await client.get(f"{probe.dashboard}/api/version", headers=headers, timeout=5.0)).status_code != httpx.codes.OK:
         return False
@@ -46,7 +49,6 @@ async def _ray_runs_a_job(probe: RayProbe, client: httpx.AsyncClient) -> bool:
         if status not in ("PENDING", "RUNNING"):
             break
         await asyncio.sleep(0.1)
-    await client.delete(jobs + name, headers=headers, timeout=5.0)
     return bool(status == "SUCCEEDED")
 
 
