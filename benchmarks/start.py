@@ -5,7 +5,7 @@
 Both sides train the same small job (8 layers on digits) on the same S3 server, taking turns. The service's Ray cluster
 is up already, as in production, so its start is not counted. Jobs of one worker are forked from a warm process, which
 the first of them has to start; that one is told apart. The first step's time is the one that rank 0 wrote into the
-metrics stream. Writes docs/results/start.md.
+metrics stream; what lies between is in the job's events (trainer/start.py). Writes docs/results/start.md.
 """
 
 import argparse
@@ -19,10 +19,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +56,43 @@ def spec(workers: int) -> TrainSpec:
     )
 
 
-def first_step(store: ObjectStore, prefix: JobPrefix) -> float | None:
-    """When the first optimiser step was reported, in seconds since 1970."""
-    for _, line in read_stream(store, prefix, Stream.METRICS, [1]):
-        point = POINT.validate_json(line)
-        if point.kind == "train":
-            return point.at.timestamp()
-    return None
+# What a start's seconds are spent on, by the mark at which each part ends.
+PARTS = {
+    "submitted": "the service: the job is taken, and handed to Ray",
+    "driver": "Ray's job: its supervisor's process, up to the driver's",
+    "driver imported": "the driver's imports",
+    "worker": "Ray Train: the controller's process and imports, up to rank 0's process",
+    "worker called": "rank 0's process: Ray's imports, up to our first call",
+    "worker imported": "torch, Lightning and the loop",
+    "group joined": "the process group",
+    "ready": "spec, data, network, checkpoints",
+    "step": "Lightning, up to the first step",
+}
+TORCHRUN_PARTS = {**PARTS, "worker": "torchrun: its own imports, up to rank 0's process"}
+Start = dict[str, float]  # seconds since the beginning by mark
 
 
-def by_service(client: Client, store: ObjectStore, workers: int) -> float:
-    """Seconds from POST to the first step."""
+def reached(store: ObjectStore, prefix: JobPrefix, began: float) -> Start:
+    """How far the start had come when: what rank 0 has told, and its first optimiser step."""
+    told = (json.loads(line) for _, line in read_stream(store, prefix, Stream.EVENTS, [1]))
+    marks: Start = next(event["data"]["start"] for event in told if event["type"] == "WorkersStarted")
+    points = (POINT.validate_json(line) for _, line in read_stream(store, prefix, Stream.METRICS, [1]))
+    marks["step"] = next(point.at.timestamp() for point in points if point.kind == "train")
+    return {name: at - began for name, at in marks.items()}
+
+
+def by_service(client: Client, store: ObjectStore, workers: int) -> Start:
+    """From POST."""
     began = time.time()
     job = client.wait(client.submit(spec(workers)).id, 300)
     assert job.state == "SUCCEEDED", job.message
-    step = first_step(store, JobPrefix.of(job.project, job.id))
-    assert step is not None
-    return step - began
+    submitted = client.attempts(job.id)[0].submitted_at
+    assert submitted is not None
+    return reached(store, JobPrefix.of(job.project, job.id), began) | {"submitted": submitted.timestamp() - began}
 
 
-def by_torchrun(store: ObjectStore, workers: int) -> float:
-    """Seconds from the start of `torchrun` to the first step."""
+def by_torchrun(store: ObjectStore, workers: int) -> Start:
+    """From the start of `torchrun`."""
     job = f"torchrun-{uuid.uuid4().hex[:8]}"
     prefix = JobPrefix.of("benchmark", job)
     store.put(prefix.spec, JobDocument(job=job, project="benchmark", spec=spec(workers), dataset=DIGITS).to_bytes())
@@ -89,9 +106,15 @@ def by_torchrun(store: ObjectStore, workers: int) -> float:
     ]  # fmt: skip
     began = time.time()
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=300)
-    step = first_step(store, prefix)
-    assert step is not None
-    return step - began
+    return reached(store, prefix, began)
+
+
+def parts(starts: Sequence[Start]) -> dict[str, float]:
+    """The median seconds of each part, by the mark at its end; a mark that a side does not have adds to the next."""
+    names = [name for name in PARTS if name in starts[0]]
+    ends = [[0.0, *(start[name] for name in names)] for start in starts]
+    spent = [[after - before for before, after in pairwise(line)] for line in ends]
+    return {name: statistics.median(column) for name, column in zip(names, zip(*spent, strict=True), strict=True)}
 
 
 def main() -> None:
@@ -127,19 +150,22 @@ def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:
     rows = []
     with Client(connection["url"], connection["api_key"]) as client:
         for workers in gangs:
-            first = by_service(client, store, workers)
+            first = by_service(client, store, workers)["step"]
             print(f"{workers} workers, first: {first:.1f} s", file=sys.stderr, flush=True)
-            times: dict[str, list[float]] = {"service": [], "torchrun": []}
-            sides: dict[str, Callable[[], float]] = {
+            starts: dict[str, list[Start]] = {"service": [], "torchrun": []}
+            sides: dict[str, Callable[[], Start]] = {
                 "service": partial(by_service, client, store, workers),
                 "torchrun": partial(by_torchrun, store, workers),
             }
             for repeat in range(repeats):
                 for side, measure in sides.items():
-                    times[side].append(measure())
-                    print(f"{repeat + 1}/{repeats} {side}: {times[side][-1]:.1f} s", file=sys.stderr, flush=True)
+                    starts[side].append(measure())
+                    seconds = starts[side][-1]["step"]
+                    print(f"{repeat + 1}/{repeats} {side}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            times = {side: [start["step"] for start in found] for side, found in starts.items()}
             ratio = statistics.median(times["service"]) / statistics.median(times["torchrun"])
-            rows.append({"workers": workers, "first": first, "times": times, "ratio": ratio})
+            spent = {side: parts(found) for side, found in starts.items()}
+            rows.append({"workers": workers, "first": first, "times": times, "ratio": ratio, "parts": spent})
     both = [
         (row["workers"], *(statistics.median(row["times"][side]) for side in ("service", "torchrun"))) for row in rows
     ]
@@ -181,10 +207,30 @@ def _page(measured: dict[str, Any]) -> str:
             "|---:|---:|---:|---:|---:|",
             *lines,
             "",
+            *(line for row in measured["rows"] for line in _spent(row)),
             f"{measured['date']}; {measured['hardware']}; {versions}.",
             "",
         ]
     )
+
+
+def _spent(row: dict[str, Any]) -> list[str]:
+    """Where the seconds of one kind of job go, on both sides."""
+    ours, theirs = row["parts"]["service"], row["parts"]["torchrun"]
+    workers = f"{row['workers']} worker{'s' if row['workers'] > 1 else ''}"
+    lines = [
+        f"Where the seconds go, {workers}, medians:",
+        "",
+        "| up to | Resforge | torchrun |",
+        "|---|---:|---:|",
+    ]
+    for name, what in PARTS.items():
+        if name in ours or name in theirs:
+            other = TORCHRUN_PARTS[name]
+            told = what if what == other or name not in theirs else f"{what}; {other}" if name in ours else other
+            cells = (f"{side[name]:.2f}" if name in side else "" for side in (ours, theirs))
+            lines.append(f"| {told} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

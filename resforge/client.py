@@ -35,6 +35,7 @@ from resforge.errors import (
     api_error,
 )
 from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState
+from resforge.plan import Plan
 from resforge.recipes import Recipe
 from resforge.resources import (
     METRIC_ENTRY,
@@ -131,10 +132,18 @@ class Client:
         Raises:
             Refused: the spec is not acceptable; `errors` lists every bad field.
         """
-        document = spec.model_dump(mode="json") if isinstance(spec, CommonSpec) else dict(spec)
+        document = _document(spec)
         key = idempotency_key or uuid.uuid4().hex
         answer = self._request("POST", "/v1/jobs", json=document, headers={"Idempotency-Key": key}, repeatable=True)
         return self._parse(Job, answer)
+
+    def plan(self, spec: JobSpec | Mapping[str, Any]) -> Plan:
+        """Ask what a training job would do: its batches, rates and lengths. Nothing is submitted.
+
+        Raises:
+            Refused: the spec is not acceptable, or is no training; `errors` lists every bad field.
+        """
+        return self._parse(Plan, self._request("POST", "/v1/plans", json=_document(spec), repeatable=True))
 
     def job(self, job_id: str) -> Job:
         return self._get(Job, f"/v1/jobs/{job_id}")
@@ -454,6 +463,10 @@ class Client:
             if time.monotonic() - heard > self._patience_s:
                 raise failure if isinstance(failure, Unavailable) else self._unreachable(failure) from failure
             time.sleep(PAUSES[0])
+
+
+def _document(spec: JobSpec | Mapping[str, Any]) -> dict[str, Any]:
+    return spec.model_dump(mode="json") if isinstance(spec, CommonSpec) else dict(spec)
 
 
 def _failure(answer: "httpx.Response") -> ApiError:

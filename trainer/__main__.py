@@ -14,6 +14,8 @@ from resforge.s3 import ObjectStore, StorageError
 from resforge.storage import CorruptCheckpoint, Heartbeat, JobDocument, JobPrefix
 from trainer.errors import TrainingFault
 from trainer.settings import TrainerSettings
+from trainer.start import mark, mark_process
+from trainer.threads import use_cores
 
 LINGER_S = 60.0  # what is left to do after the workers' verdict takes a few seconds
 
@@ -55,6 +57,7 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
     prefix = JobPrefix(place.path.strip("/") + "/")
     keys = prefix.attempt(attempt)
     beats, ended, pod = 0, None, Pod(settings.pod)
+    mark_process("driver")
 
     def beat(shipper: Shipper) -> None:
         nonlocal beats, ended
@@ -84,6 +87,7 @@ def _run(uri: str, attempt: int, settings: TrainerSettings) -> int:
                 from trainer.driver import drive
             else:
                 from trainer.single import drive
+            mark("driver imported")
             result = drive(store, prefix, attempt, job, settings)
         except Exception:
             logging.getLogger("trainer").exception("the driver of %s, attempt %d, failed", uri, attempt)
@@ -101,15 +105,13 @@ def _progress(done: int, total: int) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, settings: TrainerSettings) -> int:
-    import torch
-
     from trainer.evaluate import evaluate_checkpoint
 
     def bucket(name: str) -> ObjectStore:
         return ObjectStore(name, endpoint=settings.s3_endpoint)
 
     directories: list[Path] = arguments.directories
-    torch.set_num_threads(1)  # as the workers evaluated it
+    use_cores(1)  # as the workers evaluated it
     try:
         if len(directories) == 1 and arguments.views == "centre":
             point = evaluate_checkpoint(directories[0], location=arguments.location, store_factory=bucket)

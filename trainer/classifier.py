@@ -15,13 +15,12 @@ from torch.nn import functional
 
 from resforge.spec import OptimSpec, RegularisationSpec
 from trainer.average import WeightAverage
+from trainer.data.loader import Batch
 from trainer.data.mixing import draw_mix, mix_images, mixed_loss, mixes
 from trainer.data.progressive import Sizes, scaled
 from trainer.data.sampler import mixing_dice
 from trainer.optim import build_optimizer, learning_rate
 from trainer.schedule import BEGUN, warming_up
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(pl.LightningModule):
@@ -32,7 +31,8 @@ class Classifier(pl.LightningModule):
 
     Args:
         network: maps (N, C, H, W) float images to (N, classes) logits.
-        normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device.
+        normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device, and takes the shifts of their
+            colour, (N, C), where a batch has them.
         regularisation: what is done against fitting the training images too closely.
         sizes: the side of the training images by the step.
         device: where the network is.
@@ -45,7 +45,7 @@ class Classifier(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        normalise: Callable[[Tensor], Tensor],
+        normalise: Callable[..., Tensor],
         optim: OptimSpec,
         regularisation: RegularisationSpec,
         sizes: Sizes,
@@ -99,8 +99,8 @@ class Classifier(pl.LightningModule):
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        inputs, smoothing = self.normalise(images), self.regularisation.label_smoothing
+        images, labels, *shifts = batch
+        inputs, smoothing = self.normalise(images, *shifts), self.regularisation.label_smoothing
         inputs = scaled(inputs, self.sizes.at(self.step))
         if mixes(self.regularisation):
             dice = mixing_dice(self.seed, self.step, self.rank)

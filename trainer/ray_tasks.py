@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 
 from resforge.spec import ScalingSpec
+from trainer.threads import use_cores
 
 if TYPE_CHECKING:
     from trainer.analysis.subject import Piece, Spread
@@ -47,7 +48,7 @@ def over_ray(scaling: ScalingSpec) -> "Iterator[Spread]":
 def _apply(function: "Piece", item: Any, threads: int) -> Any:
     import torch
 
-    torch.set_num_threads(threads)
+    use_cores(threads)
     # The driver may have a GPU where a task has none, and the other way round.
     gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
     return function(item, device=torch.device("cuda" if gpu else "cpu"))

@@ -18,6 +18,7 @@ class WorkerConfig(TypedDict):
     attempt: int
     s3_endpoint: str | None
     scratch: str
+    start: dict[str, float]
 
 
 def train(config: WorkerConfig) -> None:
@@ -30,6 +31,7 @@ def train(config: WorkerConfig) -> None:
     from trainer.pod import Pod
     from trainer.ray_metrics import Gauges
     from trainer.settings import TrainerSettings
+    from trainer.start import marks
     from trainer.worker import Place, run
 
     context = ray.train.get_context()
@@ -51,6 +53,7 @@ def train(config: WorkerConfig) -> None:
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
         pod=Pod(settings.pod),
+        start={**config["start"], **marks},
     )
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)

@@ -1,6 +1,7 @@
 """The state of one worker's run, which the callbacks share: where it is, and how it speaks to the world."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -131,8 +132,12 @@ class Run:
         )
         self.shipper.document(self.keys.progress, now)
 
-    def announce(self) -> None:
-        """Say that the workers stand, and count how often they were replaced before in this attempt."""
+    def announce(self, start: Mapping[str, float]) -> None:
+        """Say that the workers stand, and count how often they were replaced before in this attempt.
+
+        Args:
+            start: how far the start had come when, in seconds since 1970.
+        """
         if not self.shipper:
             return
         before = read_stream(self.store, self.prefix, Stream.EVENTS, [self.attempt])
@@ -143,6 +148,7 @@ class Run:
             step=self.step,
             device=device_name(self.device),
             versions=versions(),
+            start=dict(start),
         )
         self.progress()
         self.export(

@@ -29,6 +29,7 @@ from trainer import warm
 from trainer.lean import import_lightning
 from trainer.pod import Pod
 from trainer.settings import TrainerSettings
+from trainer.start import mark, marks
 from trainer.streams import Shipper
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
+    mark("worker called")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s rank 0 %(levelname)s %(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
     where = urlsplit(uri)
@@ -157,6 +159,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
 
     from trainer.worker import Place, run
 
+    mark("worker imported")
     cuda = job.spec.scaling.gpus_per_worker > 0
     # What torchrun would say of a world of one; Lightning reads it.
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
@@ -172,6 +175,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
         pod=Pod(settings.pod),
+        start=marks,
     )
     run(store, prefix, attempt, place, cache=settings.scratch / "data", cache_bytes=settings.cache_bytes)
 

@@ -27,6 +27,7 @@ from trainer.pace import Pace, conclude, ended, given_up
 from trainer.settings import TrainerSettings
 from trainer.sources import Source, open_source
 from trainer.streams import Shipper
+from trainer.threads import use_cores
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +117,7 @@ def _work(
     assert isinstance(spec, EvaluateSpec | AnalyseSpec)
     gpu = spec.scaling.gpus_per_worker > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    if device.type == "cpu":
-        # Two threads on one core were measured six times slower than one.
-        torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
+    use_cores(spec.scaling.cpus_per_worker)
     sources = [open_source(store, job.project, reference) for reference in spec.sources]
 
     def images_of(split: str, limit: int | None) -> ImageSet:

@@ -14,9 +14,12 @@ from resforge.s3 import ObjectStore
 from resforge.storage import JobPrefix
 from trainer.lean import import_lightning
 from trainer.settings import TrainerSettings
+from trainer.start import mark, mark_process, marks
 
 
 def main() -> None:
+    mark_process("worker")
+    mark("worker called")
     import_lightning()
     import torch
     import torch.distributed as dist
@@ -25,6 +28,7 @@ def main() -> None:
 
     from trainer.worker import Place, run
 
+    mark("worker imported")
     parser = argparse.ArgumentParser(prog="python -m trainer.torchrun", description=__doc__)
     parser.add_argument("prefix", help="the job's prefix, s3://bucket/project/job")
     parser.add_argument("attempt", type=int, help="the attempt's number, from 1")
@@ -37,6 +41,7 @@ def main() -> None:
     if cuda:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=settings.collective_timeout_s))
+    mark("group joined")
     place = Place(
         rank=rank,
         workers=dist.get_world_size(),
@@ -44,6 +49,7 @@ def main() -> None:
         strategy=DDPStrategy(),
         environment=TorchElasticEnvironment(),
         export=_nowhere,
+        start=marks,
         devices=int(os.environ["LOCAL_WORLD_SIZE"]),
         nodes=dist.get_world_size() // int(os.environ["LOCAL_WORLD_SIZE"]),
     )

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.lean import import_lightning
+from trainer.threads import environment
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ WARM = (
     "trainer.single", "trainer.worker", "trainer.tasks", "trainer.protocols", "trainer.analysis",
     "trainer.ingest.job", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg",
 )  # fmt: skip
-# Threads do not survive a fork. A worker sets the number of its own afterwards.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Cold(Exception):
@@ -108,7 +107,8 @@ def _connect(folder: Path, idle_s: float) -> socket.socket:
                 # It detaches itself, so that it is no child of a driver that Ray may end with all its children.
                 subprocess.run(
                     [sys.executable, "-m", "trainer.warm", str(path), str(idle_s)],
-                    env={**os.environ, **ONE_THREAD}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True,
+                    # Threads do not survive a fork, and each sets the number of its own afterwards.
+                    env={**os.environ, **environment(1)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True,
                 )  # fmt: skip
         time.sleep(0.02)
 

@@ -7,7 +7,7 @@ ends at the job's last; an epoch is a fact of the sampler. So resuming in the mi
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ from trainer.models import build
 from trainer.pod import Pod
 from trainer.run import Export, Run
 from trainer.streams import Shipper
+from trainer.threads import use_cores
 from trainer.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Place:
         strategy, environment: Lightning's, for the process group that stands already.
         export: hands metrics to whatever collects them. Every rank exports its own; rank 0 also the job's.
         pod: where the worker learns that its pod is to end.
+        start: when the start had come how far (trainer.start), here and in the driver.
         devices, nodes: Lightning's: workers on this node, and nodes. Under Ray each worker is its own.
     """
 
@@ -71,6 +73,7 @@ class Place:
     environment: ClusterEnvironment
     export: Export
     pod: Pod = field(default_factory=Pod)
+    start: Mapping[str, float] = field(default_factory=dict)
     devices: int = 1
     nodes: int = 1
 
@@ -118,9 +121,7 @@ def _train(
     assert isinstance(job.spec, TrainSpec)
     spec, training = job.spec, job.spec.training
     started = time.monotonic()
-    if place.device.type == "cpu":
-        # Two threads on one core were measured six times slower than one.
-        torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
+    use_cores(spec.scaling.cpus_per_worker)
     with _agreement(place):
         images, held_out = open_images()
         per_epoch = steps_per_epoch(len(images), training.global_batch)
@@ -145,11 +146,11 @@ def _train(
     with _agreement(place):
         network = _network(job, store, snapshot).to(place.device, memory_format=torch.channels_last)
     run.step = snapshot.step if snapshot else 0
-    run.announce()
+    run.announce({**place.start, "ready": time.time()})
     module = Classifier(
         network,
         normalisation.normalise,
-        spec.optim,
+        spec.optim.resolved(training.global_batch, per_epoch),
         spec.regularisation,
         sizes,
         device=place.device,

@@ -1,13 +1,17 @@
 """`resforge submit`: from a recipe, a file and single fields to a job."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resforge.cli.connect import client
 from resforge.cli.exits import Exit, Failure
-from resforge.cli.output import AsJson, note, print_json
+from resforge.cli.output import AsJson, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from resforge.plan import Plan
+    from resforge.spec import AnySpec
 
 
 def submit(
@@ -24,6 +28,9 @@ def submit(
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label to find the job by.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it ends.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check a training and show what follows from it; submit nothing.")
+    ] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again with the same key gives the same job.")
     ] = None,
@@ -31,8 +38,19 @@ def submit(
 ) -> None:
     """Submit a job: a recipe, a file, or both, with single fields laid over them."""
     document = build(recipe=recipe, file=file, settings=settings or [], workers=workers, name=name, labels=label or [])
-    check(document)
+    spec = check(document)
     with client(context) as connected:
+        if dry_run:
+            planned = connected.plan(document)
+            if as_json:
+                print_json(planned)
+            else:
+                _show(planned)
+            return
+        if spec.kind == "train" and not as_json:
+            planned = connected.plan(document)
+            for line in (_summary(planned), *planned.notes):
+                note(line)
         job = connected.submit(document, idempotency_key=idempotency_key)
         if watch:
             from resforge.cli.watch import show
@@ -107,7 +125,7 @@ def lay_over(document: dict[str, Any], option: str) -> None:
     place[last] = value
 
 
-def check(document: dict[str, Any]) -> None:
+def check(document: dict[str, Any]) -> "AnySpec":
     """Refuse here what the API would refuse, with every bad field at once.
 
     Raises:
@@ -119,7 +137,7 @@ def check(document: dict[str, Any]) -> None:
     from resforge.spec import field_problems, parse_job
 
     try:
-        parse_job(expand(document))
+        return parse_job(expand(document))
     except UnknownRecipe as error:
         raise Failure(str(error), Exit.USAGE) from error
     except ValidationError as error:
@@ -128,3 +146,42 @@ def check(document: dict[str, Any]) -> None:
             given = "" if problem.given is None else f" (given: {problem.given})"
             lines.append(f"  {problem.pointer or '/'}: {problem.message}{given}")
         raise Failure("\n".join(lines), Exit.USAGE) from error
+
+
+def _summary(planned: "Plan") -> str:
+    """The plan on one line."""
+    workers = f"{planned.workers} worker{'s' if planned.workers > 1 else ''}"
+    length = "" if planned.total_steps is None else f", {planned.total_steps:,} steps"
+    epochs = "" if planned.epochs is None else f" ({planned.epochs:,.4g} epochs)"
+    images = f"{planned.global_batch:,} images a step, {planned.images_per_worker:,} on each of {workers}"
+    return f"{planned.model} on {planned.dataset}: {images}; learning rate {_rate(planned)}{length}{epochs}"
+
+
+def _rate(planned: "Plan") -> str:
+    scaled = planned.learning_rate_scaled
+    told = f"{planned.learning_rate:.6g}" + ("" if scaled is None else f" ({scaled:g} times optim.lr)")
+    return told + (f" after {planned.warmup_steps:,} steps of warm-up" if planned.warmup_steps else "")
+
+
+def _show(planned: "Plan") -> None:
+    def known(value: float | None, form: str = ",") -> str:
+        return "not known: the data set's number of images is not" if value is None else format(value, form)
+
+    print_table(
+        ("what follows", ""),
+        (
+            ("model", f"{planned.model}, {planned.parameters:,} parameters"),
+            ("data set", planned.dataset),
+            ("training images", known(planned.train_images)),
+            ("images a step", f"{planned.global_batch:,}"),
+            ("workers", f"{planned.workers:,}"),
+            ("images a worker", f"{planned.images_per_worker:,}"),
+            ("learning rate", _rate(planned)),
+            ("steps an epoch", known(planned.steps_per_epoch)),
+            ("steps", known(planned.total_steps)),
+            ("epochs", known(planned.epochs, ",.4g")),
+            ("operations", known(planned.operations, ".3g")),
+        ),
+    )
+    for line in planned.notes:
+        note(line)

@@ -45,6 +45,9 @@ _AT_320 = {"resnet-152": (21.3, 5.5), "resnet-200": (21.8, 6.0), "preact-152": (
 # One centre crop, 100 less torchvision's accuracy of its first weights (V1), which have v1.5 and its own schedule.
 _TORCHVISION = {"resnet-34": 26.686, "resnet-50": 23.870, "resnet-101": 22.626, "resnet-152": 21.688, "vgg-19": 27.624}
 
+# One centre crop, batches of 8192 on 256 GPUs (Goyal et al. 2017, tables 1 and 2).
+_LARGE_BATCH = {50: 23.74, 101: 22.36}
+
 _NETWORKS = {
     "plain-18": model_of("imagenet", 18, shortcut="none"),
     "resnet-18": model_of("imagenet", 18, shortcut="A"),
@@ -67,6 +70,8 @@ def recipes() -> Iterator[Recipe]:
     for depth in (16, 19):
         yield _vgg(f"vgg-{depth}", model_of("vgg", depth))
     yield _modern("resnet-50-modern", model_of("imagenet", 50, variant="v1.5"))
+    for depth in _LARGE_BATCH:
+        yield _large_batch(f"resnet-{depth}-64-gpus", model_of("imagenet", depth, variant="v1.5"), depth)
     for name, rows in _ROWS.items():
         for views in rows:
             yield _evaluation(name, views)
@@ -164,6 +169,36 @@ def _modern(name: str, model: ModelSpec) -> Recipe:
             scaling=_EIGHT_GPUS,
             checkpoint=_OFTEN,
         ),
+    )
+
+
+def _large_batch(name: str, model: ModelSpec, depth: int) -> Recipe:
+    """Goyal et al. 2017, section 5.1: 8192 images a step, the rate of 256 scaled to them, a warm-up of five epochs."""
+    full = f"imagenet/{name}"
+    published = Published(
+        error=_LARGE_BATCH[depth],
+        metric="ImageNet top-1, centre crop",
+        source="Goyal et al. 2017",
+        note="on 256 GPUs, with each block's last batch norm scaled by 0 at first",
+    )
+    return Recipe(
+        name=full,
+        title=f"resnet-{depth} (v1.5) on ImageNet over 64 GPUs: the rate scaled to 8192 images a step, with a warm-up",
+        spec=TrainSpec(
+            recipe=full,
+            model=model,
+            data=DataSpec(dataset="imagenet", augment=AugmentSpec(flip=True, area=(0.08, 1.0)), mean="channel"),
+            optim=OptimSpec(
+                lr=0.1,
+                lr_batch=256,
+                nesterov=True,
+                schedule=ScheduleSpec(milestones=(30 / 90, 60 / 90, 80 / 90), warmup_epochs=5),
+            ),
+            training=TrainingSpec(global_batch=8192, epochs=90, log_every_steps=10),
+            scaling=ScalingSpec(workers=64, gpus_per_worker=1, cpus_per_worker=8),
+            checkpoint=_OFTEN,
+        ),
+        published=(published,),
     )
 
 

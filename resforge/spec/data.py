@@ -17,6 +17,11 @@ class AugmentSpec(Part):
         default=None,
         description="Draw the shorter side, in pixels, from this range before the crop (the paper's [256, 480]).",
     )
+    area: tuple[float, float] | None = Field(
+        default=None,
+        description="Crop a random share of the image's area within this range, its sides in a ratio from 3:4 to 4:3, "
+        "and resize it to the input (Szegedy et al. 2015, section 6, has [0.08, 1]). Instead of scale and pad.",
+    )
     colour: float = Field(
         default=0.0,
         ge=0,
@@ -31,6 +36,21 @@ class AugmentSpec(Part):
             raise PydanticCustomError(
                 "scale", "the range must be [least, most] with 1 <= least <= most", {"field": "scale"}
             )
+        return self
+
+    @model_validator(mode="after")
+    def _area_in_order(self) -> Self:
+        if self.area is None:
+            return self
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise PydanticCustomError(
+                "area", "the range must be [least, most] with 0 < least <= most <= 1", {"field": "area"}
+            )
+        if self.scale or self.pad:
+            other = "scale" if self.scale else "pad"
+            raise PydanticCustomError("area", "area and {other} are two ways to crop; give one", {
+                "other": other, "field": "area",
+            })  # fmt: skip
         return self
 
 

@@ -37,6 +37,13 @@ class ScheduleSpec(Part):
     )
     min_lr: float = Field(default=0.0, ge=0, description="For plateau: cuts end at this rate.")
     warmup_steps: int = Field(default=0, ge=0)
+    warmup_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="The length of the warm-up in epochs instead of steps, so that it stays the same when the global "
+        "batch changes.",
+    )
     warmup_lr: float | None = Field(
         default=None, gt=0, description="The constant rate of the warm-up. Left out: a linear ramp from 0."
     )
@@ -72,6 +79,8 @@ class ScheduleSpec(Part):
                     kind=self.kind,
                     owner="step" if self.kind == "plateau" else "plateau",
                 )
+        if self.warmup_epochs is not None and self.warmup_steps:
+            raise _refusal("warmup_epochs", "give the warm-up's length in steps or in epochs, not both")
         if self.warmup_until_error is not None and self.warmup_lr is None:
             raise _refusal("warmup_until_error", "warmup_until_error needs warmup_lr, the rate until then")
         return self
@@ -81,6 +90,13 @@ class OptimSpec(Part):
     """SGD with momentum, as in the paper (section 3.4)."""
 
     lr: float = Field(default=0.1, gt=0, le=1000)
+    lr_batch: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="The global batch that lr is meant for: the rate grows with training.global_batch in proportion "
+        "(Goyal et al. 2017, section 2.1: 0.1 for 256 images). Left out: the rate is lr whatever the batch.",
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -102,6 +118,19 @@ class OptimSpec(Part):
         if self.schedule.min_lr >= self.lr:
             raise _refusal("schedule.min_lr", "cuts end below the rate that they begin at, {lr}", lr=self.lr)
         return self
+
+    def resolved(self, global_batch: int, steps_per_epoch: int) -> "OptimSpec":
+        """The same for one batch and data set: the rate scaled to the batch, the warm-up in steps.
+
+        A constant `warmup_lr` and `min_lr` are taken as they are.
+        """
+        schedule, lr = self.schedule, self.lr
+        if self.lr_batch is not None:
+            lr = lr * global_batch / self.lr_batch
+        if schedule.warmup_epochs is not None:
+            steps = max(1, round(schedule.warmup_epochs * steps_per_epoch))
+            schedule = schedule.model_copy(update={"warmup_epochs": None, "warmup_steps": steps})
+        return self.model_copy(update={"lr": lr, "lr_batch": None, "schedule": schedule})
 
 
 class TrainingSpec(Part):

@@ -44,6 +44,21 @@ def test_a_recipe_with_fields_laid_over_it(cli: Cli, api: Api) -> None:
     assert (job.name, job.labels, job.spec.recipe) == ("try-1", {"who": "me"}, "digits/resnet-20")
 
 
+def test_what_follows_is_shown_before_a_job_is_submitted(cli: Cli, api: Api) -> None:
+    options = ("submit", "--recipe", "digits/resnet-20", "--workers", 8, "--set", "optim.lr_batch=32")
+    dry = cli(*options, "--dry-run")
+    assert dry.code == 0
+    assert "images a worker" in dry.out
+    assert "(2 times optim.lr)" in dry.out
+    assert "a worker's own 8 images" in dry.err
+    assert cli(*options, "--dry-run", "--json").json["images_per_worker"] == 8
+    assert list(api.client().jobs()) == []
+    done = cli(*options)
+    assert done.code == 0
+    assert "64 images a step, 8 on each of 8 workers; learning rate 0.2 (2 times optim.lr)" in done.err
+    assert "a worker's own 8 images" in done.err
+
+
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_a_file_and_fields_laid_over_it(cli: Cli, api: Api, tmp_path: Path, suffix: str) -> None:
     document = {"recipe": "digits/plain-20", "optim": {"lr": 0.2, "momentum": 0.8}, "labels": {"a": "1"}}

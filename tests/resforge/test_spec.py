@@ -58,7 +58,7 @@ def problems(data: Any) -> list[FieldProblem]:
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     # unknown fields
     ({"epochs": 3}, "/epochs", "unknown field; accepted here: kind, name, recipe, labels,"),
-    ({"optim__learning_rate": 0.1}, "/optim/learning_rate", "accepted here: lr, momentum, nesterov"),
+    ({"optim__learning_rate": 0.1}, "/optim/learning_rate", "accepted here: lr, lr_batch, momentum"),
     ({"optim__momentums": 0.1}, "/optim/momentums", "did you mean momentum?"),
     ({"optim__schedule__milestone": []}, "/optim/schedule/milestone", "did you mean milestones?"),
     ({"data__location": "/etc"}, "/data/location", "accepted here: dataset, augment, mean, train_limit"),
@@ -133,6 +133,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"optim__schedule": {"kind": "constant", "min_lr": 0.1}}, "/optim/schedule/min_lr", "not go with kind constant"),
     ({"optim__schedule": {"kind": "plateau", "min_lr": 0.1}}, "/optim/schedule/min_lr", "the rate that they begin at"),
     ({"optim__schedule": {"warmup_until_error": 0.8}}, "/optim/schedule/warmup_until_error", "needs warmup_lr"),
+    ({"optim__schedule": {"warmup_steps": 5, "warmup_epochs": 1}}, "/optim/schedule/warmup_epochs", "not both"),
+    ({"optim__lr_batch": 0}, "/optim/lr_batch", "greater than or equal to 1"),
+    ({"data__augment": {"area": [0.5, 0.1]}}, "/data/augment/area", "[least, most]"),
+    ({"data__augment": {"area": [0.1, 1.5]}}, "/data/augment/area", "most <= 1"),
+    ({"data__augment": {"area": [0.1, 1], "scale": [256, 480]}}, "/data/augment/area", "area and scale"),
+    ({"data__augment": {"area": [0.1, 1], "pad": 4}}, "/data/augment/area", "area and pad"),
     (
         {"optim__schedule": {"warmup_until_error": 80, "warmup_lr": 0.01}},
         "/optim/schedule/warmup_until_error",

@@ -89,11 +89,12 @@ class ArraySet(ImageSet):
 
     def check(self, augment: AugmentSpec) -> None:
         super().check(augment)
-        if augment.scale:
-            raise InvalidData(
-                f"data.augment.scale draws the shorter side of photographs, and the data set {self.info.name} holds "
-                f"images of one size; leave it out, or give data.augment.pad instead"
-            )
+        for name, what in (("scale", "draws the shorter side"), ("area", "draws a part")):
+            if getattr(augment, name):
+                raise InvalidData(
+                    f"data.augment.{name} {what} of photographs, and the data set {self.info.name} holds images of "
+                    "one size; leave it out, or give data.augment.pad instead"
+                )
 
     def train_images(self, indices: Indices, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
         return crop_and_flip(self.images[indices], numbers, augment)

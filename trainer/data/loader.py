@@ -19,9 +19,10 @@ from resforge.spec import AugmentSpec
 from trainer.data.image_set import ImageSet
 from trainer.data.photographs import OPEN_SHARDS, EncodedSet, ShardSet
 from trainer.data.sampler import Draw, EvalSampler, TrainSampler, augmentation_numbers, colour_weights
-from trainer.data.transforms import NUMBERS, shift_colour
+from trainer.data.transforms import NUMBERS, colour_shifts
 
-Batch = tuple[Tensor, Tensor]
+# Pixels, (N, H, W, C) uint8, and labels, (N,) int64; of a training with a shift of colour also the shifts, (N, 3).
+Batch = tuple[Tensor, ...]
 MOST_THREADS = 16
 BATCHES_AHEAD = 2  # decoded while the one before is trained on
 SHARDS_AHEAD = 8  # fetched before they are needed
@@ -75,6 +76,10 @@ class _Reading(Protocol):
         """Write encoded images into `out`, (n, size, size, C), one after the other."""
         ...
 
+    def beside(self, asked: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """What goes with the pixels and labels."""
+        ...
+
 
 class Loader:
     """An iterable over batches; each pass begins anew.
@@ -114,10 +119,10 @@ class Loader:
     def _now(self, asked: Sequence[Any]) -> Batch:
         if not isinstance(self._images, EncodedSet):
             pixels = torch.from_numpy(self._reading.whole(asked))
-            return (pixels.pin_memory() if self._pin else pixels), self._labels(asked)
+            return (pixels.pin_memory() if self._pin else pixels), *self._beside(asked)
         pixels = self._room(len(asked))
         self._reading.part(asked, pixels.numpy())
-        return pixels, self._labels(asked)
+        return pixels, *self._beside(asked)
 
     def _begin(self, pool: ThreadPoolExecutor, asked: Sequence[Any]) -> tuple[Batch, list["Future[None]"]]:
         """A batch that threads are to fill, each an equal part."""
@@ -129,16 +134,17 @@ class Loader:
             for first, last in pairwise(bounds)
             if first < last
         ]
-        return (pixels, self._labels(asked)), parts
+        return (pixels, *self._beside(asked)), parts
 
     def _room(self, count: int) -> Tensor:
         info = self._images.info
         shape = (count, info.image_size, info.image_size, info.channels)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
 
-    def _labels(self, asked: Sequence[Any]) -> Tensor:
-        labels = torch.from_numpy(self._images.labels[self._reading.indices(asked)])
-        return labels.pin_memory() if self._pin else labels
+    def _beside(self, asked: Sequence[Any]) -> Iterator[Tensor]:
+        for array in (self._images.labels[self._reading.indices(asked)], *self._reading.beside(asked)):
+            tensor = torch.from_numpy(array)
+            yield tensor.pin_memory() if self._pin else tensor
 
 
 def _done(batch: Batch, parts: list["Future[None]"]) -> Batch:
@@ -197,25 +203,23 @@ class _Training:
         return [draw.index for draw in asked]
 
     def whole(self, asked: Sequence[Draw]) -> np.ndarray:
-        return self._coloured(asked, self.images.train_images(self.indices(asked), self._numbers(asked), self.augment))
+        return self.images.train_images(self.indices(asked), self._numbers(asked), self.augment)
 
     def part(self, asked: Sequence[Draw], out: np.ndarray) -> None:
         assert isinstance(self.images, EncodedSet)
         for draw, numbers, image in zip(asked, self._numbers(asked), out, strict=True):
             self.images.train_image(draw.index, numbers, self.augment, image)
-        if self.augment.colour:
-            out[:] = self._coloured(asked, out)
+
+    def beside(self, asked: Sequence[Draw]) -> tuple[np.ndarray, ...]:
+        if not self.augment.colour:
+            return ()
+        weights = colour_weights(len(self.images), self.seed, asked[0].epoch)[self.indices(asked)]
+        return (colour_shifts(self.augment.colour * weights),)
 
     def _numbers(self, asked: Sequence[Draw]) -> np.ndarray:
         epoch = asked[0].epoch  # a global batch lies within one epoch
         numbers: np.ndarray = augmentation_numbers(len(self.images), self.seed, epoch, NUMBERS)[self.indices(asked)]
         return numbers
-
-    def _coloured(self, asked: Sequence[Draw], pixels: np.ndarray) -> np.ndarray:
-        if not self.augment.colour:
-            return pixels
-        weights = colour_weights(len(self.images), self.seed, asked[0].epoch)[self.indices(asked)]
-        return shift_colour(pixels, self.augment.colour * weights)
 
 
 class _Evaluation:
@@ -232,3 +236,6 @@ class _Evaluation:
         assert isinstance(self.images, EncodedSet)
         for index, image in zip(asked, out, strict=True):
             self.images.test_image(index, image)
+
+    def beside(self, asked: Sequence[int]) -> tuple[np.ndarray, ...]:  # noqa: ARG002
+        return ()

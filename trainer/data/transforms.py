@@ -1,4 +1,4 @@
-"""From stored pixels to a network's input: augmentation on uint8 batches, and normalisation on the device.
+"""From stored pixels to a network's input: crops and flips of uint8 images, and on the device colour and normalisation.
 
 Augmentation takes each image's random numbers as an argument. They depend on (seed, epoch, index) alone, so an image
 is cropped the same way whatever the number of workers, the batch that it lies in, and where a run was resumed.
@@ -25,6 +25,9 @@ COLOUR_SHIFTS = np.array([0.2175, 0.0188, 0.0045], dtype=np.float32)
 
 # Random numbers that one image takes: where its crop lies (down, across), whether it is mirrored, and its scale.
 NUMBERS = 4
+
+AREA_RATIO = 4 / 3  # of the longer to the shorter side of a part drawn by its area, at most
+AREA_TRIES = 10
 
 
 def crop_and_flip(images: np.ndarray, numbers: np.ndarray, augment: AugmentSpec) -> np.ndarray:
@@ -75,13 +78,18 @@ class View:
 def training_view(height: int, width: int, size: int, numbers: np.ndarray, augment: AugmentSpec) -> View:
     """A random crop of an image whose shorter side was drawn from `augment.scale` (He et al. 2015, section 3.4).
 
-    Without a scale the shorter side is that of the test. `pad` widens where the crop may lie, over zeros.
+    Without a scale the shorter side is that of the test. `pad` widens where the crop may lie, over zeros. With `area`
+    it is a random share of the image instead (Szegedy et al. 2015, section 6).
 
     Args:
         height, width: the image's.
         size: side of the crop.
         numbers: (NUMBERS,) in [0, 1).
     """
+    flip = augment.flip and bool(_mirrored(numbers))
+    if augment.area:
+        box = area_box(height, width, augment.area, np.random.Generator(np.random.Philox(key=_key(numbers))))
+        return View(box, (slice(0, size), slice(0, size)), size, flip)
     if augment.scale:
         least, most = augment.scale
         side = least + int(_pick(numbers[3], most - least + 1))
@@ -89,7 +97,28 @@ def training_view(height: int, width: int, size: int, numbers: np.ndarray, augme
         side = shorter_side(size)
     resized, pad = resized_to(height, width, side), augment.pad
     top, left = (int(_pick(numbers[axis], resized[axis] + 2 * pad - size + 1)) - pad for axis in (0, 1))
-    return _view((height, width), resized, top, left, size, flip=augment.flip and bool(_mirrored(numbers)))
+    return _view((height, width), resized, top, left, size, flip=flip)
+
+
+def area_box(
+    height: int, width: int, area: tuple[float, float], draws: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random part of an image: left, top, right, bottom in whole pixels.
+
+    Its area is a share of the image's, uniform within `area`; the ratio of its sides lies between 3:4 and 4:3, the
+    logarithm uniform. What does not fit into the image is drawn again, ten times at most, as is usual; then it is the
+    largest centred part whose sides are in a ratio within these bounds.
+    """
+    for share, exponent, down, across in draws.random((AREA_TRIES, 4)):
+        wanted = height * width * (area[0] + share * (area[1] - area[0]))
+        ratio = AREA_RATIO ** (2 * exponent - 1)
+        w, h = round((wanted * ratio) ** 0.5), round((wanted / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * AREA_RATIO)), min(height, round(width * AREA_RATIO))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def centre_view(height: int, width: int, size: int) -> View:
@@ -111,21 +140,21 @@ def _view(
     return View((near, upper, far, lower), (rows, columns), size, flip)
 
 
-def shift_colour(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Add one colour to all pixels of an image, drawn along the principal axes (Krizhevsky et al. 2012, section 4.1).
+def colour_shifts(weights: np.ndarray) -> np.ndarray:
+    """The colour to add to all pixels of an image, drawn along the principal axes (Krizhevsky et al. 2012, section
+    4.1); `Normalisation.normalise` adds it.
 
     The axes are ImageNet's whatever the data set, so that none has to be computed, kept and agreed on by the workers:
-    natural images share them (brightness, then blue against yellow). Pixels are rounded and clipped to uint8.
+    natural images share them (brightness, then blue against yellow).
 
     Args:
-        images: (N, H, W, 3) uint8.
         weights: (N, 3), of each axis; drawn from a normal distribution whose standard deviation is `augment.colour`.
 
     Returns:
-        (N, H, W, 3) uint8.
+        (N, 3) float32, in units of uint8 pixels.
     """
-    shift = 255 * (weights * COLOUR_SHIFTS) @ COLOUR_AXES.T
-    return np.clip(np.rint(images + shift[:, None, None, :]), 0, 255).astype(np.uint8)
+    shifts: np.ndarray = 255 * (weights * COLOUR_SHIFTS) @ COLOUR_AXES.T
+    return shifts.astype(np.float32)
 
 
 def shorter_side(size: int) -> int:
@@ -136,6 +165,11 @@ def shorter_side(size: int) -> int:
 def _pick(numbers: np.ndarray, choices: int) -> np.ndarray:
     """Whole numbers from 0 to choices - 1."""
     return (numbers.astype(np.float64) * choices).astype(np.intp)
+
+
+def _key(numbers: np.ndarray) -> int:
+    """An image's numbers of an epoch as a key of 128 bits, for draws that take more numbers than these."""
+    return int.from_bytes(np.asarray(numbers, dtype="<f4").tobytes(), "little")
 
 
 def _mirrored(numbers: np.ndarray) -> np.ndarray:
@@ -175,9 +209,13 @@ class Normalisation:
     mean: Tensor
     std: Tensor
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32, in channels_last memory, on the images' device."""
-        return ((images.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2)
+    def normalise(self, images: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32, in channels_last memory, on the images' device.
+
+        `shifts`, (N, C), are added to the pixels first.
+        """
+        mean = self.mean if shifts is None else self.mean - shifts[:, None, None, :]
+        return ((images.to(torch.float32) - mean) / self.std).permute(0, 3, 1, 2)
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.mean.to(device), self.std.to(device))

@@ -6,12 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from resforge.jobs import TERMINAL, Attempt, Job, JobState
+from resforge.plan import Plan, plan
 from resforge.resources import Deleted, Page
+from resforge.spec import FieldProblem, TrainSpec
 from resforge.storage import JobPrefix
 from services.api import examples
 from services.api.admission import admit, parse_spec, request_hash, sources_in
 from services.api.context import Document, Project, Svc
-from services.api.problems import InvalidHeader, InvalidParameters
+from services.api.problems import InvalidHeader, InvalidParameters, InvalidSpec
 from services.errors import GenerationMismatch, JobNotTerminal, ProjectNotFound
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -50,6 +52,16 @@ def submit_job(
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
     return job
+
+
+@router.post("/plans", summary="See what a training job would do", openapi_extra={"requestBody": examples.JOB_BODY})
+def plan_job(project: Project, services: Svc, document: Document) -> Plan:
+    """Take what `POST /v1/jobs` takes, check it likewise, and answer with what follows from it. Submit nothing."""
+    spec = parse_spec(document)
+    if not isinstance(spec, TrainSpec):
+        message = "a plan is of a training; jobs of other kinds have none"
+        raise InvalidSpec([FieldProblem(pointer="/kind", message=message, given=f'"{spec.kind}"')])
+    return plan(spec, admit(spec, services, project, sources_in(services, project)))
 
 
 @router.get("/jobs", summary="List jobs, newest first")

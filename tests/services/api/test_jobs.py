@@ -51,6 +51,24 @@ def test_overrides_are_laid_over_the_recipe(http: httpx.Client) -> None:
     assert (spec.scaling.workers, spec.recipe) == (4, "digits/resnet-20")
 
 
+def test_a_plan_says_what_would_follow_and_submits_nothing(http: httpx.Client) -> None:
+    before = http.get("/v1/jobs").json()
+    answer = http.post("/v1/plans", json={**RECIPE, "scaling": {"workers": 4}, "optim": {"lr_batch": 32}})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["images_per_worker"], found["steps_per_epoch"], found["train_images"]) == (16, 22, 1437)
+    assert (found["learning_rate"], found["learning_rate_scaled"]) == (2 * SPEC.optim.lr, 2)
+    assert http.get("/v1/jobs").json() == before
+
+
+def test_a_plan_refuses_what_a_job_would_and_what_is_no_training(http: httpx.Client) -> None:
+    small = http.post("/v1/plans", json={**RECIPE, "training": {"global_batch": 2000}})
+    assert (small.status_code, small.json()["errors"][0]["pointer"]) == (422, "/training/global_batch")
+    ingest = {"kind": "ingest", "dataset": "mine", "source": "s3://data/mine"}
+    other = http.post("/v1/plans", json=ingest)
+    assert (other.status_code, other.json()["errors"][0]["pointer"]) == (422, "/kind")
+
+
 def test_a_repeated_key_gives_the_first_job_again(both: tuple[Api, httpx.Client]) -> None:
     api, http = both
     headers = {"Idempotency-Key": "once"}

@@ -30,7 +30,7 @@ def operations(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_route_is_there(schema: dict[str, Any]) -> None:
     assert set(operations(schema)) == {
-        "POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "DELETE /v1/jobs/{job_id}",
+        "POST /v1/jobs", "POST /v1/plans", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "DELETE /v1/jobs/{job_id}",
         "POST /v1/jobs/{job_id}/cancel", "GET /v1/jobs/{job_id}/attempts", "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/logs", "GET /v1/jobs/{job_id}/metrics", "GET /v1/jobs/{job_id}/checkpoints",
         "GET /v1/jobs/{job_id}/checkpoints/{which}", "GET /v1/jobs/{job_id}/checkpoints/{which}/download",
@@ -73,7 +73,7 @@ def test_references_lead_somewhere(schema: dict[str, Any]) -> None:
 
 def test_every_body_has_examples_and_each_is_a_job(schema: dict[str, Any], http: httpx.Client) -> None:
     bodies = {name: op["requestBody"] for name, op in operations(schema).items() if "requestBody" in op}
-    assert set(bodies) == {"POST /v1/jobs", "POST /v1/studies"}
+    assert set(bodies) == {"POST /v1/jobs", "POST /v1/plans", "POST /v1/studies"}
     for example in bodies["POST /v1/studies"]["content"]["application/json"]["examples"].values():
         assert parse_study(example["value"])
     content = bodies["POST /v1/jobs"]["content"]

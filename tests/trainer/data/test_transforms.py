@@ -18,9 +18,11 @@ from trainer.data.transforms import (
     COLOUR_SHIFTS,
     NUMBERS,
     Normalisation,
+    area_box,
+    colour_shifts,
     crop_and_flip,
-    shift_colour,
     shorter_side,
+    training_view,
 )
 
 
@@ -190,21 +192,73 @@ def test_the_axes_of_colour_are_orthonormal() -> None:
 def test_colours_are_shifted_as_published() -> None:
     """Krizhevsky et al. 2012: the shifts' covariance has the axes' directions, and their lengths times 0.1."""
     weights = 0.1 * np.random.default_rng(0).standard_normal((20_000, 3), dtype=np.float32)
-    grey = np.full((20_000, 1, 1, 3), 128, dtype=np.uint8)
-    shifts = (shift_colour(grey, weights)[:, 0, 0].astype(np.float64) - 128) / 255
+    shifts = colour_shifts(weights) / 255
     expected = COLOUR_AXES @ np.diag((0.1 * COLOUR_SHIFTS) ** 2) @ COLOUR_AXES.T
-    # Rounding to whole grey levels adds a twelfth of one, squared, to the diagonal.
-    np.testing.assert_allclose(np.cov(shifts.T), expected + np.eye(3) / 12 / 255**2, atol=1e-5)
+    np.testing.assert_allclose(np.cov(shifts.T), expected, atol=1e-5)
     np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=5e-4)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(*[st.floats(-100, 100, width=32)] * 3), min_size=1, max_size=4), st.integers(0, 100))
-def test_an_images_pixels_are_all_shifted_alike_and_clipped(rows: list[tuple[float, ...]], seed: int) -> None:
-    images = np.random.default_rng(seed).integers(0, 256, (len(rows), 3, 3, 3), dtype=np.uint8)
-    out = shift_colour(images, np.array(rows, dtype=np.float32))
-    assert (out.dtype, out.shape) == (np.uint8, images.shape)
+def test_an_images_pixels_are_all_shifted_alike(rows: list[tuple[float, ...]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (len(rows), 3, 3, 3), dtype=np.uint8)
+    normalisation = Normalisation(torch.tensor([10.0, 20.0, 30.0]), torch.tensor([50.0, 60.0, 70.0]))
+    shifts = colour_shifts(np.array(rows, dtype=np.float32))
+    out = normalisation.normalise(torch.from_numpy(images), torch.from_numpy(shifts)).numpy()
     for image, row, shifted in zip(images, rows, out, strict=True):
         colour = 255 * (COLOUR_AXES.astype(np.float64) @ (np.array(row) * COLOUR_SHIFTS))
-        np.testing.assert_allclose(shifted, np.clip(image + colour, 0, 255), atol=0.51)
-    assert np.array_equal(shift_colour(images, np.zeros((len(rows), 3), dtype=np.float32)), images)
+        expected = (image + colour - [10, 20, 30]) / [50, 60, 70]
+        np.testing.assert_allclose(shifted.transpose(1, 2, 0), expected, rtol=1e-4, atol=1e-3)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.tuples(UNIT, UNIT).map(sorted), st.integers(0, 2**32))
+def test_a_part_drawn_by_its_area_lies_in_the_image(height: int, width: int, range_: list[float], seed: int) -> None:
+    area = (max(1e-3, range_[0]), max(1e-3, range_[1]))
+    left, top, right, bottom = area_box(height, width, area, np.random.default_rng(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    w, h = right - left, bottom - top
+    if min(w, h) > 100:  # whole pixels move a small part's ratio and share
+        assert 0.72 < w / h < 1.39
+    assert w * h <= area[1] * height * width * 1.02 + w + h or min(w / h, h / w) < 0.77 or (w, h) == (width, height)
+
+
+def test_areas_and_ratios_are_drawn_evenly() -> None:
+    draws = np.random.default_rng(0)
+    boxes = np.array([area_box(1000, 1000, (0.1, 0.5), draws) for _ in range(4000)])
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    share, ratio = widths * heights / 1e6, np.log(widths / heights)
+    # Uniform: the mean in the middle, and a standard deviation of the range over the root of 12.
+    assert share.mean() == pytest.approx(0.3, abs=0.006)
+    assert share.std() == pytest.approx(0.4 / 12**0.5, abs=0.004)
+    assert ratio.mean() == pytest.approx(0, abs=0.012)
+    assert ratio.std() == pytest.approx(2 * np.log(4 / 3) / 12**0.5, abs=0.006)
+    places = boxes[:, 0] / (1000 - widths)
+    assert places.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_image_too_long_for_any_part_gives_its_middle() -> None:
+    assert area_box(100, 1000, (1.0, 1.0), np.random.default_rng(0)) == (433, 0, 566, 100)
+    assert area_box(1000, 100, (1.0, 1.0), np.random.default_rng(0)) == (0, 433, 100, 566)
+
+
+def test_parts_are_each_images_own_and_flips_are_those_of_other_crops() -> None:
+    numbers = np.random.default_rng(3).random((50, NUMBERS), dtype=np.float32)
+    area, scale = AugmentSpec(area=(0.08, 1.0), flip=True), AugmentSpec(scale=(256, 480), flip=True)
+    views = [training_view(375, 500, 224, row, area) for row in numbers]
+    assert views == [training_view(375, 500, 224, row.copy(), area) for row in numbers]
+    assert len({view.box for view in views}) == len(views)
+    assert [view.flip for view in views] == [training_view(375, 500, 224, row, scale).flip for row in numbers]
+
+
+def test_a_part_drawn_by_its_area_fills_the_input() -> None:
+    gradient = np.linspace(0, 255, 400, dtype=np.uint8)[None].repeat(300, axis=0)
+    numbers = np.random.default_rng(1).random((20, NUMBERS), dtype=np.float32)
+    augment = AugmentSpec(area=(0.2, 0.6))
+    for row in numbers:
+        left, _, right, _ = training_view(300, 400, 64, row, augment).box
+        crop = scale_crop_and_flip(Image.fromarray(gradient), 64, row, augment)[:, :, 0]
+        assert crop.shape == (64, 64)
+        assert crop[0, 0] == pytest.approx(255 * left / 400, abs=3)
+        assert crop[0, -1] == pytest.approx(255 * right / 400, abs=3)
