@@ -41,7 +41,10 @@ images: $(READY)
 dashboards: $(READY)
 	$(BIN)/python -m deploy.grafana
 
+# Without what they depend on: LitData asks for torchvision, and reads without it.
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+	  webdataset braceexpand litdata
 	$(BIN)/python benchmarks/table.py
 
 clean:

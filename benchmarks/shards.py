@@ -4,8 +4,9 @@
 
 The same JPEGs lie in shards of ours, which WebDataset reads too, and in LitData's own chunks. Every side takes turns in
 one run. Measured are: bytes of images in the order of a training epoch, without decoding; one epoch of training batches
-from a real S3 server with an empty cache and with a full one; the first batch of a run that resumes in the middle of a
-late epoch of a data set of ImageNet's size; and the memory over an epoch. Writes docs/results/shards.md.
+of four times the images from a real S3 server with an empty cache and with a full one, in seconds of a core as well,
+since the server works on the same cores; the first batch of a run that resumes in the middle of a late epoch of a data
+set of ImageNet's size; and the memory over an epoch. Writes docs/results/shards.md.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from benchmarks.table import row  # noqa: E402
 from tests.s3 import start_s3  # noqa: E402
 
 SIZE, BATCH, CLASSES, SHARD_IMAGES = 224, 64, 10, 250
+COPIES = 4  # of the images, in an epoch from S3
 AUGMENT = AugmentSpec(flip=True, scale=(256, 480))
 IMAGENET = 1_281_167
 PACKAGES = ("pillow", "numpy", "torch", "webdataset", "litdata")
@@ -193,17 +195,25 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
                 kept.setdefault(side, []).append(timed(count, work))
         server = start_s3(folder / "s3")
         try:
+            assert server.process is not None
+            serving = psutil.Process(server.process.pid)
             store = server.store()
-            for path in (folder / "shards").rglob("*"):
+            info = write(folder / "more", images * COPIES)
+            for path in (folder / "more").rglob("*"):
                 if path.is_file():
-                    store.upload(f"photos/{path.relative_to(folder / 'shards').as_posix()}", path)
+                    store.upload(f"photos/{path.relative_to(folder / 'more').as_posix()}", path)
             stored = info.model_copy(update={"location": store.uri("photos")})
             growth = []
             for turn in range(rounds):
                 cache = folder / f"cache-{turn}"
-                kept.setdefault("cold", []).append(timed(count, lambda: epoch(opened(stored, store, cache))))  # noqa: B023
-                before = resident()
-                kept.setdefault("warm", []).append(timed(count, lambda: epoch(opened(stored, store, cache))))  # noqa: B023
+                for side in ("cold", "warm"):
+                    before, own, served = resident(), time.process_time(), sum(serving.cpu_times()[:2])
+                    took = timed(count * COPIES, lambda: epoch(opened(stored, store, cache)))  # noqa: B023
+                    kept.setdefault(side, []).append(took)
+                    work = {f"{side} own": time.process_time() - own}
+                    work[f"{side} server"] = sum(serving.cpu_times()[:2]) - served
+                    for whose, seconds in work.items():
+                        kept.setdefault(whose, []).append(seconds / (count * COPIES) * 1e6)
                 growth.append(resident() - before)
         finally:
             server.stop()
@@ -219,6 +229,8 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     ]
     cold, warm = (1e6 / microseconds[side] for side in ("cold", "warm"))
     rows.append(row("first epoch from S3, against a later one", cold, warm, "images/s", least=0.9))
+    cold, warm = (1e6 / microseconds[f"{side} own"] for side in ("cold", "warm"))
+    rows.append(row("the same, of the trainer's own work", cold, warm, "images/core-s", least=0.9))
     rows.append(row("resuming in epoch 88 of ImageNet, against a second", resumed, 1.0, "s", most=1.0))
     return {
         "at": datetime.now(UTC).date().isoformat(), "images": count, "bytes": size, "rounds": rounds,
@@ -253,6 +265,8 @@ def page(measured: dict[str, Any]) -> str:
         "ours": "reading, ours, in an epoch's order", "webdataset": "reading, webdataset, shuffle(1000)",
         "litdata": "reading, litdata, shuffled", "decoding": "decoding and cropping, one thread",
         "cold": "an epoch of batches from S3, two threads, empty cache", "warm": "the same, full cache",
+        "cold own": "core time of the process that trains, empty cache", "warm own": "the same, full cache",
+        "cold server": "core time of the S3 server, empty cache",
     }  # fmt: skip
     for side, name in names.items():
         if side in spread:

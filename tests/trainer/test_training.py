@@ -124,7 +124,8 @@ MODERN: dict[str, Any] = {
     "model": {"family": "cifar", "depth": 8, "width": 8, "survival": 0.7},
     "data": {"dataset": "synthetic", "augment": {"pad": 2, "flip": True, "colour": 0.1}},
     "optim": {
-        "lr": 0.1, "nesterov": True, "decay_norm_and_bias": False, "schedule": {"kind": "cosine", "warmup_steps": 3}
+        "lr": 0.05, "lr_batch": 16, "nesterov": True, "decay_norm_and_bias": False,
+        "schedule": {"kind": "cosine", "warmup_epochs": 0.6},
     },
     "regularisation": {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1, "ema": 0.99},
     "training": {"global_batch": 32, "steps": STEPS, "log_every_steps": 1, "seed": 7, "progressive_from": 8},
@@ -144,6 +145,8 @@ def test_a_modern_recipe_survives_a_kill(s3: S3Server, cache: Path) -> None:
     assert after.averaged is not None
     assert same(before.averaged, after.averaged)
     assert told(s3, whole) == told(s3, killed)
+    rates = {p.step: p.lr for p in points(s3, whole) if p.kind == "train"}
+    assert [rates[step] for step in (1, 2, 3, 4)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1])
 
     # What was evaluated is the average, and it is what a checkpoint gives to others.
     top = best(list_checkpoints(s3.store(), whole, [1]))
