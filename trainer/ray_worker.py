@@ -47,7 +47,7 @@ def train(config: WorkerConfig) -> None:
         rank=rank,
         workers=context.get_world_size(),
         device=device,
-        strategy=RayDDPStrategy(),
+        strategy=RayDDPStrategy,
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
         pod=Pod(settings.pod),

@@ -167,8 +167,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
         rank=0,
         workers=1,
         device=torch.device("cuda", 0) if cuda else torch.device("cpu"),
-        # Nobody else's batch norm is to be made this one's, which would be done at each step.
-        strategy=DDPStrategy(broadcast_buffers=False),
+        strategy=DDPStrategy,
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
         pod=Pod(settings.pod),

@@ -41,7 +41,7 @@ def main() -> None:
         rank=rank,
         workers=dist.get_world_size(),
         device=torch.device("cuda", local) if cuda else torch.device("cpu"),
-        strategy=DDPStrategy(),
+        strategy=DDPStrategy,
         environment=TorchElasticEnvironment(),
         export=_nowhere,
         devices=int(os.environ["LOCAL_WORLD_SIZE"]),
