@@ -155,6 +155,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer.step import keep_compiled
     from trainer.worker import Place, run
 
     cuda = job.spec.scaling.gpus_per_worker > 0
@@ -163,6 +164,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
     os.environ.update(alone, TORCHELASTIC_RUN_ID=prefix.key)
     # Nobody else is to be met, so the store needs no port.
     dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    keep_compiled(settings.scratch / "compiled")
     place = Place(
         rank=0,
         workers=1,

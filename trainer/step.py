@@ -6,7 +6,9 @@ state dict has the same names either way, and evaluations, whose batches and ima
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +83,11 @@ def why_not_compiled(mode: str, device: torch.device) -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return (lines[0] if lines else type(error).__name__)[:300]
     return None
+
+
+def keep_compiled(folder: Path) -> None:
+    """Let what is compiled be kept in a folder, for the next process on this node, unless the environment names one."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def ddp_options(training: TrainingSpec, *, device: torch.device, compiles: bool) -> dict[str, Any]:

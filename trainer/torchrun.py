@@ -23,6 +23,7 @@ def main() -> None:
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer.step import keep_compiled
     from trainer.worker import Place, run
 
     parser = argparse.ArgumentParser(prog="python -m trainer.torchrun", description=__doc__)
@@ -37,6 +38,7 @@ def main() -> None:
     if cuda:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=settings.collective_timeout_s))
+    keep_compiled(settings.scratch / "compiled")
     place = Place(
         rank=rank,
         workers=dist.get_world_size(),
