@@ -4,7 +4,8 @@
 #   docker build -f deploy/docker/trainer.Dockerfile -t resforge/trainer:0.2.0-cpu --build-arg DEVICE=cpu .
 #
 # It runs as user 1000 with a read-only root file system; /tmp (Ray's sessions and logs), /dev/shm and /scratch (cached
-# data and compiled steps) must be writable. CUDA comes with torch's own packages, so that the base needs none; the driver is the node's.
+# data, compiled steps) must be writable. CUDA comes with torch's own packages, so that the base needs none; the driver
+# is the node's.
 
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 
