@@ -196,7 +196,7 @@ def service(store: ObjectStore, prefix: JobPrefix, device: str, block: int, bato
 
     place = Place(
         rank=0, workers=1, device=torch.device(device, 0) if device == "cuda" else torch.device("cpu"),
-        strategy=DDPStrategy(broadcast_buffers=False), environment=TorchElasticEnvironment(), export=export,
+        strategy=DDPStrategy, environment=TorchElasticEnvironment(), export=export,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run(store, prefix, 1, place, cache=Path(folder))

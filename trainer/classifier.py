@@ -33,6 +33,7 @@ class Classifier(pl.LightningModule):
         network: maps (N, C, H, W) float images to (N, classes) logits.
         normalise: maps (N, H, W, C) uint8 images to (N, C, H, W) floats, on their device, and takes the shifts of their
             colour, (N, C), where a batch has them.
+        forward_pass: the network's in training (trainer.step).
         regularisation: what is done against fitting the training images too closely.
         sizes: the side of the training images by the step.
         device: where the network is.
@@ -46,6 +47,7 @@ class Classifier(pl.LightningModule):
         self,
         network: nn.Module,
         normalise: Callable[..., Tensor],
+        forward_pass: Callable[..., Tensor],
         optim: OptimSpec,
         regularisation: RegularisationSpec,
         sizes: Sizes,
@@ -60,6 +62,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.network = network
         self.normalise = normalise
+        self.forward_pass = forward_pass
         self.optim = optim
         self.regularisation = regularisation
         self.sizes = sizes
@@ -71,7 +74,7 @@ class Classifier(pl.LightningModule):
         self.schedule = BEGUN
         self.last_lr = self.lr
         # loss x images, top-1 hits, top-5 hits, images: since the last report, on this rank alone. Not a buffer:
-        # DDP overwrites every rank's buffers with rank 0's before each forward pass.
+        # every rank's are overwritten with rank 0's before an evaluation.
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         # top-1 hits, images: of the window by whose error the warm-up may end, on this rank alone.
         self.window = torch.zeros(2, dtype=torch.float64, device=device)
@@ -100,15 +103,16 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels, *shifts = batch
-        inputs, smoothing = self.normalise(images, *shifts), self.regularisation.label_smoothing
-        inputs = scaled(inputs, self.sizes.at(self.step))
+        side, smoothing = self.sizes.at(self.step), self.regularisation.label_smoothing
+        as_stored = side == images.shape[1] and not mixes(self.regularisation)
+        inputs = (images, *shifts) if as_stored else (scaled(self.normalise(images, *shifts), side),)
         if mixes(self.regularisation):
             dice = mixing_dice(self.seed, self.step, self.rank)
-            mix = draw_mix(self.regularisation, dice, len(inputs), inputs.shape[2])
-            logits = self.network(mix_images(inputs, mix))
+            mix = draw_mix(self.regularisation, dice, len(images), side)
+            logits = self.forward_pass(mix_images(*inputs, mix))
             loss, labels = mixed_loss(logits, labels, mix, label_smoothing=smoothing)
         else:
-            logits = self.network(inputs)
+            logits = self.forward_pass(*inputs)
             loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         with torch.no_grad():
             sums = _sums(loss, logits, labels)

@@ -26,6 +26,10 @@ class SourceUnavailable(TrainingFault):
     reason = Reason.SOURCE_UNAVAILABLE
 
 
+class CannotCompile(TrainingFault):
+    """The host can't compile the step, and the spec asks for it: {detail}"""
+
+
 class Unreadable(TrainingFault):
     """The reading can't be taken of this network: {detail}"""
 

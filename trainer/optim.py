@@ -33,7 +33,8 @@ def build_optimizer(optim: OptimSpec, network: nn.Module) -> torch.optim.SGD:
     """SGD with momentum over the parameters that have a gradient.
 
     Weight decay is on every one of them, as the paper has it (section 3.4); without `decay_norm_and_bias` it is on
-    the weights of convolutions and linear layers alone (He et al. 2019, section 3.1).
+    the weights of convolutions and linear layers alone (He et al. 2019, section 3.1). On a GPU one kernel updates many
+    weights at once, unless gradients are clipped, which Lightning does not do before such a step.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
@@ -43,6 +44,16 @@ def build_optimizer(optim: OptimSpec, network: nn.Module) -> torch.optim.SGD:
             {"params": [parameter for parameter in trained if parameter.dim() > 1]},
             {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
         ]
+    fused = optim.clip_norm is None and all(parameter.is_cuda for parameter in trained)
     return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
-    )
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov,
+        fused=fused or None,
+    )  # fmt: skip
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up an optimiser's saved state, but go on in this device's way of computing a step."""
+    own = [group["fused"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fused in zip(optimizer.param_groups, own, strict=True):
+        group["fused"] = fused

@@ -32,6 +32,7 @@ def train(config: WorkerConfig) -> None:
     from trainer.ray_metrics import Gauges
     from trainer.settings import TrainerSettings
     from trainer.start import marks
+    from trainer.step import keep_compiled
     from trainer.worker import Place, run
 
     context = ray.train.get_context()
@@ -49,7 +50,7 @@ def train(config: WorkerConfig) -> None:
         rank=rank,
         workers=context.get_world_size(),
         device=device,
-        strategy=RayDDPStrategy(),
+        strategy=RayDDPStrategy,
         environment=RayLightningEnvironment(),
         export=Gauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(config["attempt"]), rank=str(rank)),
         pod=Pod(settings.pod),
@@ -58,5 +59,6 @@ def train(config: WorkerConfig) -> None:
     # Where kill-tests and people with a debugger find this worker.
     logging.getLogger(__name__).info("process %d is rank %d of %d", os.getpid(), rank, place.workers)
     store = ObjectStore(config["bucket"], endpoint=config["s3_endpoint"])
+    keep_compiled(Path(config["scratch"]) / "compiled")
     cache = Path(config["scratch"]) / "data"
     run(store, prefix, config["attempt"], place, cache=cache, cache_bytes=settings.cache_bytes)

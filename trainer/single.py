@@ -157,6 +157,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer.step import keep_compiled
     from trainer.worker import Place, run
 
     mark("worker imported")
@@ -166,12 +167,12 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
     os.environ.update(alone, TORCHELASTIC_RUN_ID=prefix.key)
     # Nobody else is to be met, so the store needs no port.
     dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    keep_compiled(settings.scratch / "compiled")
     place = Place(
         rank=0,
         workers=1,
         device=torch.device("cuda", 0) if cuda else torch.device("cpu"),
-        # Nobody else's batch norm is to be made this one's, which would be done at each step.
-        strategy=DDPStrategy(broadcast_buffers=False),
+        strategy=DDPStrategy,
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
         pod=Pod(settings.pod),

@@ -26,6 +26,7 @@ def main() -> None:
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer.step import keep_compiled
     from trainer.worker import Place, run
 
     mark("worker imported")
@@ -42,11 +43,12 @@ def main() -> None:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=settings.collective_timeout_s))
     mark("group joined")
+    keep_compiled(settings.scratch / "compiled")
     place = Place(
         rank=rank,
         workers=dist.get_world_size(),
         device=torch.device("cuda", local) if cuda else torch.device("cpu"),
-        strategy=DDPStrategy(),
+        strategy=DDPStrategy,
         environment=TorchElasticEnvironment(),
         export=_nowhere,
         start=marks,

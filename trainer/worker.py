@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from resforge.s3 import ObjectStore
 from resforge.spec import TrainSpec
@@ -38,17 +39,19 @@ from trainer.data.progressive import Sizes
 from trainer.data.sampler import TrainSampler, steps_per_epoch
 from trainer.data.sets import input_normalisation
 from trainer.data.splits import open_split
-from trainer.errors import OutOfMemory, TrainingFault
+from trainer.errors import CannotCompile, OutOfMemory, TrainingFault
 from trainer.initial import described, freeze_backbone, initial_network
 from trainer.models import build
 from trainer.pod import Pod
 from trainer.run import Export, Run
+from trainer.step import compile_mode, compiled, ddp_options, forward_pass, why_not_compiled
 from trainer.streams import Shipper
 from trainer.threads import use_cores
 from trainer.writer import Writer
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 EVAL_BATCH = 256
 
 
@@ -59,7 +62,8 @@ class Place:
     Attributes:
         rank, workers: this worker's number, from 0, and how many there are.
         device: what it trains on.
-        strategy, environment: Lightning's, for the process group that stands already.
+        strategy: makes Lightning's strategy, of DDP's options (`trainer.step.ddp_options`).
+        environment: Lightning's, for the process group that stands already.
         export: hands metrics to whatever collects them. Every rank exports its own; rank 0 also the job's.
         pod: where the worker learns that its pod is to end.
         start: when the start had come how far (trainer.start), here and in the driver.
@@ -69,7 +73,7 @@ class Place:
     rank: int
     workers: int
     device: torch.device
-    strategy: DDPStrategy
+    strategy: Callable[..., DDPStrategy]
     environment: ClusterEnvironment
     export: Export
     pod: Pod = field(default_factory=Pod)
@@ -147,9 +151,11 @@ def _train(
         network = _network(job, store, snapshot).to(place.device, memory_format=torch.channels_last)
     run.step = snapshot.step if snapshot else 0
     run.announce({**place.start, "ready": time.time()})
+    forward, compiles = _forward(run, place, forward_pass(network, normalisation.normalise), sizes)
     module = Classifier(
         network,
         normalisation.normalise,
+        forward,
         spec.optim.resolved(training.global_batch, per_epoch),
         spec.regularisation,
         sizes,
@@ -180,7 +186,7 @@ def _train(
         accelerator=place.device.type,
         devices=place.devices,
         num_nodes=place.nodes,
-        strategy=place.strategy,
+        strategy=place.strategy(**ddp_options(training, device=place.device, compiles=compiles)),
         plugins=[place.environment],
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
         gradient_clip_val=spec.optim.clip_norm,
@@ -220,6 +226,34 @@ def _network(job: JobDocument, store: ObjectStore, snapshot: Snapshot | None) ->
     return network
 
 
+def _forward(
+    run: Run, place: Place, forward: Callable[..., Tensor], sizes: Sizes
+) -> tuple[Callable[..., Tensor], bool]:
+    """The forward pass as the spec wants it computed, and whether it is compiled: on all ranks or on none.
+
+    Raises:
+        CannotCompile: the spec names a mode, and the host of some rank has no compiler that works.
+    """
+    assert isinstance(run.job.spec, TrainSpec)
+    training = run.job.spec.training
+    mode = compile_mode(training, place.device)
+    if mode is None:
+        return forward, False
+    reasons = _over_ranks(place, why_not_compiled(mode, place.device))
+    reason = next((f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why), None)
+    if reason is None:
+        return compiled(forward, mode, sizes=sizes.count, alone=place.workers == 1), True
+    if training.compile != "auto":
+        fault = CannotCompile(
+            f"training.compile asks for {mode}, and the step can't be compiled here ({reason}); "
+            "auto and off run it uncompiled"
+        )
+        fault.agreed = True
+        raise fault
+    run.event("NotCompiled", f"the step runs uncompiled, since it can't be compiled here: {reason}")
+    return forward, False
+
+
 @contextmanager
 def _memory_named() -> Iterator[None]:
     """Give the want of memory its own name: trying again on the same device would not help."""
@@ -252,14 +286,19 @@ def _agreement(place: Place) -> Iterator[None]:
         yield
     except TrainingFault as fault:
         found = fault
-    faults: list[TrainingFault | None] = [found]
-    if place.workers > 1:
-        faults = [None] * place.workers
-        dist.all_gather_object(faults, found)
-    for fault in faults:
+    for fault in _over_ranks(place, found):
         if fault:
             fault.agreed = True
             raise fault
+
+
+def _over_ranks(place: Place, value: T | None) -> list[T | None]:
+    """Every rank's value, by rank."""
+    values: list[T | None] = [value]
+    if place.workers > 1:
+        values = [None] * place.workers
+        dist.all_gather_object(values, value)
+    return values
 
 
 def _resume(run: Run) -> Snapshot | None:

@@ -4,7 +4,8 @@
 #   docker build -f deploy/docker/trainer.Dockerfile -t resforge/trainer:0.2.0-cpu --build-arg DEVICE=cpu .
 #
 # It runs as user 1000 with a read-only root file system; /tmp (Ray's sessions and logs), /dev/shm and /scratch (cached
-# data) must be writable. CUDA comes with torch's own packages, so that the base needs none; the driver is the node's.
+# data, compiled steps) must be writable. CUDA comes with torch's own packages, so that the base needs none; the driver
+# is the node's.
 
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 
@@ -41,9 +42,11 @@ LABEL org.opencontainers.image.title="resforge-trainer" \
       org.opencontainers.image.description="Resforge's trainer on Ray: torch, Lightning and Ray" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# KubeRay's probes are made of bash and wget. libjpeg62-turbo: what the native part of decoding is linked with.
+# KubeRay's probes are made of bash and wget. libjpeg62-turbo: what the native part of decoding is linked with. gcc,
+# libc6-dev: Triton, which compiles the step on a GPU, builds what launches its kernels with them; without, steps run
+# uncompiled.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends wget libjpeg62-turbo \
+ && apt-get install --yes --no-install-recommends wget libjpeg62-turbo gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 resforge \
  && useradd --uid 1000 --gid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin resforge \

@@ -137,6 +137,16 @@ class TrainSpec(CommonSpec):
         return self
 
     @model_validator(mode="after")
+    def _compresses_on_gpus(self) -> Self:
+        if self.training.gradient_compression != "none" and not self.scaling.gpus_per_worker:
+            raise PydanticCustomError(
+                "gradient_compression",
+                "workers on CPUs add up their gradients as they are; without scaling.gpus_per_worker, none is accepted",
+                {"field": "training.gradient_compression"},
+            )
+        return self
+
+    @model_validator(mode="after")
     def _takes_small_images(self) -> Self:
         size = self.training.progressive_from
         if size is not None:

@@ -143,6 +143,16 @@ class TrainingSpec(Part):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU."
     )
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="auto",
+        description="Compile the step's forward and backward pass, in this mode of torch.compile. auto: default on a "
+        "GPU whose host can, and off elsewhere. reduce-overhead: with CUDA graphs. max-autotune: tries kernels out, "
+        "for minutes. Where images grow, each of their sizes is compiled when it comes.",
+    )
+    gradient_compression: Literal["none", "bf16"] = Field(
+        default="none",
+        description="bf16: workers add up their gradients in bf16, half the bytes and not the same bits. GPUs only.",
+    )
     log_every_steps: int = Field(default=10, ge=1)
     evaluate_every_epochs: int = Field(default=1, ge=1)
     evaluate_train: bool = Field(

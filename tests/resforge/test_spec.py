@@ -114,6 +114,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"regularisation__mixup": -1}, "/regularisation/mixup", "greater than or equal to 0"),
     ({"regularisation__cutmix": True}, "/regularisation/cutmix", "expected a number, not true or false"),
     ({"regularisation__ema": 1}, "/regularisation/ema", "less than 1"),
+    ({"training__gradient_compression": "bf16"}, "/training/gradient_compression", "without scaling.gpus_per_worker"),
     ({"training__progressive_from": 7}, "/training/progressive_from", "images of 8x8 pixels or more, not 7"),
     (
         {"model": {"family": "imagenet", "depth": 18}, "training__progressive_from": 31},

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def run_gang(
     kill: Kill | None = None,
     exports: Path | None = None,
     pods: Path | None = None,
+    plain_ddp: bool = False,
+    backend: str | None = None,
     timeout_s: float = 120,
 ) -> Result | None:
     """Run one attempt to its end, or until a kill brings the gang down; its verdict, if it left one.
@@ -67,7 +70,8 @@ def run_gang(
     Workers that are done live on until all are, as under Ray Train.
     When one worker dies, the others are killed too, as Ray Train does. With `exports`, a folder, each rank adds what it
     exports to the file of its number there, a line of JSON each time. With `pods`, each rank is in a pod of its own,
-    whose folder there has its number.
+    whose folder there has its number. With `plain_ddp`, DDP has none of our options. With `backend`, what is compiled
+    is compiled by it, whether or not this host has a C++ compiler.
     """
     store = s3.store()
     keys = prefix.attempt(attempt)
@@ -93,6 +97,8 @@ def run_gang(
                 kill,
                 exports,
                 pods,
+                plain_ddp,
+                backend,
                 done,
             ),
             daemon=True,
@@ -119,15 +125,20 @@ def run_gang(
 def _work(
     rank: int, workers: int, port: int, pids: Any, endpoint: str, environment: dict[str, str], bucket: str,
     prefix: JobPrefix, attempt: int, cache: Path, kill: Kill | None, exports: Path | None,
-    pods: Path | None, done: Any,
+    pods: Path | None, plain_ddp: bool, backend: str | None, done: Any,
 ) -> None:  # fmt: skip
     import torch
     import torch.distributed as dist
     from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
+    from trainer import step, worker
     from trainer.pod import Pod
     from trainer.worker import Place, run
+
+    if backend:
+        worker.why_not_compiled = lambda *_: None
+        worker.compiled = partial(step.compiled, backend=backend)
 
     logging.basicConfig(level=logging.WARNING)
     pids[rank] = os.getpid()
@@ -163,7 +174,8 @@ def _work(
             os.kill(pids[kill.rank], signal.SIGKILL)
 
     place = Place(
-        rank=rank, workers=workers, device=torch.device("cpu"), strategy=DDPStrategy(), environment=Environment(),
+        rank=rank, workers=workers, device=torch.device("cpu"),
+        strategy=(lambda **_: DDPStrategy()) if plain_ddp else DDPStrategy, environment=Environment(),
         export=export, devices=workers, pod=Pod(pods / str(rank) if pods else None),
     )  # fmt: skip
     try:

@@ -16,9 +16,9 @@ from trainer.run import Run
 class Evaluation(Callback):
     """Runs outside DDP's forward pass, which would want as many batches on every rank.
 
-    Each rank's batch norm statistics are its own; rank 0's are what a checkpoint holds and what DDP sends out before
-    its next forward pass. So they are sent out here first, and what is measured is what the checkpoint gives. Where an
-    average of the weights is kept, it is that which is evaluated.
+    Each rank's batch norm statistics are its own; rank 0's are what a checkpoint holds. So they are sent out here
+    first, and what is measured is what the checkpoint gives. Where an average of the weights is kept, it is that which
+    is evaluated.
 
     Args:
         held_out: the images to evaluate on, of the split `split`.

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from trainer.checkpoints import Snapshot, rng_state, set_rng_state
 from trainer.classifier import Classifier
+from trainer.optim import restore
 from trainer.run import Run
 
 
@@ -17,7 +18,7 @@ class Restore(Callback):
     DDP rebuilds its buckets after its first iteration, which changes the order in which gradients are added. With two
     workers a+b = b+a hides that; with three or more, a resumed run would add in another order than an uninterrupted
     one for its first step. Two throwaway passes at the start of *every* attempt, fresh or resumed, put both in the
-    same place.
+    same place. Where the step is compiled, they compile it.
     """
 
     def __init__(self, run: Run, snapshot: Snapshot | None) -> None:
@@ -45,7 +46,7 @@ class Restore(Callback):
         module.window.zero_()
         set_rng_state(rng)
         if self.snapshot:
-            trainer.optimizers[0].load_state_dict(self.snapshot.optimizer)
+            restore(trainer.optimizers[0], self.snapshot.optimizer)
             schedule = self.snapshot.schedule
             module.schedule = replace(schedule, hits=0, images=0)
             if self.run.rank == 0:  # the window is summed over the ranks, of which there may be others now

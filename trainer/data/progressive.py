@@ -55,6 +55,11 @@ class Sizes:
             epochs=-(-total_steps // steps_per_epoch),
         )
 
+    @property
+    def count(self) -> int:
+        """How many sides there are over the whole run."""
+        return len({self.at(epoch * self.steps_per_epoch) for epoch in range(self.epochs)})
+
     def at(self, step: int) -> int:
         """The side in pixels for optimiser step `step`, from 0."""
         epoch = step // self.steps_per_epoch
