@@ -155,7 +155,8 @@ def test_a_crash_loses_nothing(stack: EmbeddedStack) -> None:
     """kill -9 of the supervisor while a job trains: the next start cleans up, and the job goes on to its end."""
     before = stack.connection
     with stack.client() as client:
-        job = client.submit({"recipe": "digits/resnet-20", "scaling": {"workers": 1}, "training": {"epochs": 12}})
+        small = {"model": {"depth": 8}, "scaling": {"workers": 1}, "training": {"epochs": 20}}
+        job = client.submit({"recipe": "digits/resnet-20", **small})
         until(lambda: client.checkpoints(job.id), within_s=240, what="a checkpoint")
     stack.kill()
     stack.start()
