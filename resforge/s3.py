@@ -1,23 +1,28 @@
 """The one S3 client that both sides use: a few verbs over boto3, portable from AWS to small servers."""
 
 import hashlib
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 
 DELETED_AT_ONCE = 1000  # S3's limit
+FIRST_PAUSE_S = 0.5  # before an object whose bytes were cut is asked for again; the next are longer
 
 
 class StorageError(Exception):
@@ -53,6 +58,12 @@ class Presigned:
     expires_at: datetime
 
 
+def _refuse_no_listing(response_dict: dict[str, Any], **_: object) -> None:
+    """Have boto3 try again where a listing is cut before its first byte, which it takes for an empty one."""
+    if response_dict["status_code"] == 200 and not response_dict["body"]:
+        response_dict["status_code"] = 500
+
+
 class ObjectStore:
     """One bucket.
 
@@ -64,7 +75,7 @@ class ObjectStore:
         endpoint: the server's URL; None for AWS.
         public_endpoint: the URL by which users reach the same server, for presigned URLs; None where it is the same.
         timeout_s: seconds to wait for a connection, and for each read of an answer.
-        attempts: tries of one request in all, with growing pauses.
+        attempts: tries of one request in all, with growing pauses; and as many of an object whose bytes are cut.
         observe: told of each operation: its name, how it ended (ok, absent, refused, unavailable; error, of
             something else such as a full disk), and seconds.
     """
@@ -89,7 +100,7 @@ class ObjectStore:
         self._signer = self._client if public == endpoint else self._connect(public)
 
     def _connect(self, endpoint: str | None) -> "S3Client":
-        return boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3",
             endpoint_url=endpoint,
             config=Config(
@@ -103,6 +114,8 @@ class ObjectStore:
                 s3={"addressing_style": "path"} if endpoint else {},
             ),
         )
+        client.meta.events.register("before-parse.s3.ListObjectsV2", _refuse_no_listing)
+        return client
 
     @contextmanager
     def _translated(self, operation: str | None) -> Iterator[None]:
@@ -123,12 +136,34 @@ class ObjectStore:
                 raise StorageUnavailable(f"{where}: {error}") from error
             outcome = "refused"
             raise StorageRefused(f"{where}: {error}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:
             outcome = "unavailable"
             raise StorageUnavailable(f"{where}: {error}") from error
         finally:
             if operation:
                 self._observe(operation, outcome, time.perf_counter() - began)
+
+    def _read(self, key: str, take: "Callable[[StreamingBody], T]", **asked: str) -> T:
+        """What `take` makes of an object's bytes, asked for anew where they, or those of an error's answer, are cut.
+
+        boto3 tries again only what is refused or does not begin to be answered.
+        """
+        left, pause = self._attempts, FIRST_PAUSE_S
+        while True:
+            left -= 1
+            try:
+                body = self._client.get_object(Bucket=self.bucket, Key=key, **asked)["Body"]  # type: ignore[arg-type]
+            except HTTPError:
+                if not left:
+                    raise
+            else:
+                try:
+                    return take(body)
+                except (BotoCoreError, HTTPError):
+                    if not left:
+                        raise
+            time.sleep(random.uniform(0, pause))
+            pause *= 2
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
@@ -159,13 +194,12 @@ class ObjectStore:
 
     def get(self, key: str) -> bytes:
         with self._translated("get"):
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            return self._read(key, lambda body: body.read())
 
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         """`size` bytes of an object, 1 or more, from `offset` on; fewer where it ends before."""
         with self._translated("get"):
-            last = offset + size - 1
-            data = self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={offset}-{last}")["Body"].read()
+            data = self._read(key, lambda body: body.read(), Range=f"bytes={offset}-{offset + size - 1}")
         return data if len(data) <= size else data[offset : offset + size]  # from a server that knows no ranges
 
     def find(self, key: str) -> bytes | None:
@@ -177,15 +211,18 @@ class ObjectStore:
 
     def download(self, key: str, path: Path) -> str:
         """Write an object to a file and return the SHA-256 of what was written, in hex."""
-        with self._translated("download"):
+
+        def write(body: "StreamingBody") -> str:
             digest = hashlib.sha256()
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
             with path.open("r+b" if path.exists() else "wb") as file:  # keeping blocks that were taken for it before
                 for chunk in body.iter_chunks(1 << 20):
                     digest.update(chunk)
                     file.write(chunk)
                 file.truncate()
             return digest.hexdigest()
+
+        with self._translated("download"):
+            return self._read(key, write)
 
     def list_objects(self, prefix: str, *, after: str | None = None) -> list[ObjectInfo]:
         """Every object under the prefix, by key; only those whose key is greater than `after`, if given."""

@@ -1,11 +1,14 @@
 """What object storage's client tells of its operations, on a real server."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from resforge import s3
 from resforge.s3 import ObjectNotFound, ObjectStore, StorageRefused, StorageUnavailable
+from tests.gate import Fault, gate_before
 from tests.s3 import S3Server, free_port, start_s3
 
 pytestmark = pytest.mark.stack
@@ -62,3 +65,34 @@ def test_silence_and_refusal_are_told_apart(server: S3Server, monkeypatch: pytes
     with pytest.raises(StorageRefused):
         ObjectStore(server.bucket, endpoint=server.endpoint, attempts=1, observe=observe).put("a", b"")
     assert told == [("check", "unavailable"), ("put", "refused")]
+
+
+def test_an_answer_that_is_cut_is_asked_for_again(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.01)
+    data = bytes(range(256)) * 10
+    server.store().put("cut", data)
+    path = tmp_path / "cut"
+    path.write_bytes(bytes(2 * len(data)))  # longer than what is to be written
+    told: list[tuple[str, str]] = []
+    with gate_before(server) as gate:
+        store = gate.s3.store(attempts=2, observe=lambda operation, outcome, _: told.append((operation, outcome)))
+        reads: list[tuple[str, Callable[[], object], object]] = [
+            ("get", lambda: store.get("cut"), data),
+            ("get", lambda: store.get_range("cut", 10, 100), data[10:110]),
+            ("download", lambda: (store.download("cut", path), path.read_bytes()), (sha256(data).hexdigest(), data)),
+            ("list", lambda: [item.key for item in store.list_objects("cut")], ["cut"]),
+        ]
+        for fault in (Fault(cut=0), Fault(cut=500), Fault(503, "InternalError", cut=500, reset=True)):
+            for operation, read, expected in reads:
+                gate.mend()
+                spoiled = gate.spoil("", [fault])
+                assert read() == expected
+                assert spoiled.seen == 2
+                gate.mend()
+                gate.spoil("", [], always=fault)
+                with pytest.raises(StorageUnavailable):
+                    read()
+                assert told == [(operation, "ok"), (operation, "unavailable")]
+                told.clear()

@@ -11,6 +11,7 @@ The tars are what every tool for WebDataset reads. With the index any image is o
 import hashlib
 import io
 import tarfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ MANIFEST = "dataset.json"
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 SHARD_BYTES = 64 << 20  # fetched whole, a shard of 64 to 128 MB costs storage one request and little CPU
 _BLOCK = 512
+_PARSING = threading.Lock()  # np.load parses Python, which in several threads of CPython 3.11 may end in a SystemError
 
 
 class Shard(Document):
@@ -85,7 +87,8 @@ def read_index(data: bytes, shard: Shard, where: str) -> np.ndarray:
     """
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise InvalidData(f"{where} is damaged: its SHA-256 is not the one in {MANIFEST}")
-    rows = np.load(io.BytesIO(data), allow_pickle=False)
+    with _PARSING:
+        rows: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     if rows.dtype != ROW or rows.shape != (shard.images,):
         raise InvalidData(f"{where} does not hold {shard.images} rows of offset, size and label")
     return rows

@@ -1,7 +1,10 @@
 """Shards: what is written is read, by us and by anybody's tar."""
 
+import gc
 import io
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +69,20 @@ def test_a_manifest_is_read_back_and_a_strange_one_is_refused(tmp_path: Path) ->
     later = manifest.model_copy(update={"version": 2})
     with pytest.raises(InvalidData, match="version 2; this trainer reads version 1"):
         read_manifest(later.to_bytes(), "here")
+
+
+def test_threads_read_indices_whatever_is_run_while_garbage_is_collected(tmp_path: Path) -> None:
+    shard, index = written(tmp_path / "000000.tar", [(b"one", 0), (b"two", 1)])
+    finaliser = lambda *_: sum(range(200))  # noqa: E731  # long enough for another thread to get its turn
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(finaliser)
+    try:
+        gc.set_threshold(20)
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: read_index(index, shard, "here")["label"].tolist(), range(300)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(finaliser)
+    assert found == [[0, 1]] * 300
