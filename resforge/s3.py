@@ -58,8 +58,9 @@ class Presigned:
     expires_at: datetime
 
 
-def _refuse_no_listing(response_dict: dict[str, Any], **_: object) -> None:
-    """Have boto3 try again where a listing is cut before its first byte, which it takes for an empty one."""
+def _refuse_no_answer(response_dict: dict[str, Any], **_: object) -> None:
+    """Have boto3 try again where an answer is cut before its first byte, which it takes for an empty one: a listing of
+    nothing, a deletion without errors."""
     if response_dict["status_code"] == 200 and not response_dict["body"]:
         response_dict["status_code"] = 500
 
@@ -114,7 +115,8 @@ class ObjectStore:
                 s3={"addressing_style": "path"} if endpoint else {},
             ),
         )
-        client.meta.events.register("before-parse.s3.ListObjectsV2", _refuse_no_listing)
+        for operation in ("ListObjectsV2", "DeleteObjects"):
+            client.meta.events.register(f"before-parse.s3.{operation}", _refuse_no_answer)
         return client
 
     @contextmanager
