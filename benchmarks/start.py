@@ -217,13 +217,13 @@ def _page(measured: dict[str, Any]) -> str:
 
 
 _NOTES = """
-All of it is imports. On two cores the gang's five processes of Python (Ray's supervisor of the job, the driver, Ray Train's
-controller, and two workers with one that synchronises them) share what `torchrun` has three for.
+All of it is imports. On two cores the gang's six processes of Python (Ray's supervisor of the job, the driver, Ray
+Train's controller, what keeps its workers in step, and two workers) share what `torchrun` has three for.
 
-What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies import
-only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller, whose call
-of the process group is ours now; two processes beside the workers, for Ray's data sets and for placement groups, which
-import Ray for two seconds of a core each. The last two took the ratio from 2.9 to what stands above.
+What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
+import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;
+two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
+core each. The last two took the ratio from 2.9 to what stands above.
 
 What was not done: the process group and the data are not set up side by side, since both together take half a second.
 Ray can load modules in every process that it starts (`preload_python_modules`); the supervisor of a job would then load
