@@ -100,7 +100,9 @@ def sources_in(services: Services, project: str, siblings: Mapping[str, Trained]
     return look
 
 
-def admit(spec: AnySpec, services: Services, project: str, look: Look) -> DatasetInfo:
+def admit(
+    spec: AnySpec, services: Services, project: str, look: Look, *, idempotency_key: str | None = None
+) -> DatasetInfo:
     """The data set that a job works on, once the spec is known to fit it, the jobs that it builds upon and its pool.
 
     Raises:
@@ -109,7 +111,7 @@ def admit(spec: AnySpec, services: Services, project: str, look: Look) -> Datase
     """
     found = pool_problems(spec, services.pools)
     if isinstance(spec, IngestSpec):
-        found += place_problems(spec, project, services.settings)
+        found += place_problems(spec, project, services.settings, services.store, idempotency_key)
         if found:
             raise InvalidSpec(found)
         return dataset_to_be(spec, project, services.store)

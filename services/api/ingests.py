@@ -12,7 +12,9 @@ from services.settings import Settings
 from services.store.store import JobStore
 
 
-def place_problems(spec: IngestSpec, project: str, settings: Settings) -> list[FieldProblem]:
+def place_problems(
+    spec: IngestSpec, project: str, settings: Settings, store: JobStore, idempotency_key: str | None
+) -> list[FieldProblem]:
     """Why images may not be read there, or shards not be written there.
 
     What other buckets let the trainer's keys do is theirs to say. In the service's own, a project has its own part.
@@ -22,7 +24,18 @@ def place_problems(spec: IngestSpec, project: str, settings: Settings) -> list[F
         accepted = f"s3://{settings.s3_bucket}/{datasets_folder(project)}"
         message = f"in the service's own bucket, data sets of this project lie below {accepted}"
         found.append(_problem("/target", message, spec.target))
+    if spec.target is not None and not found:
+        for there in store.ingest_targets(project, idempotency_key):
+            if _overlap(there, spec.target):
+                message = f"an ingest writes to {there} now, and two would spoil each other's shards; wait for its end"
+                return [_problem("/target", message, spec.target)]
     return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one address is the other, or lies below it."""
+    first, second = f"{one.rstrip('/')}/", f"{other.rstrip('/')}/"
+    return first.startswith(second) or second.startswith(first)
 
 
 def _source_problems(source: str, project: str, settings: Settings) -> Iterator[FieldProblem]:

@@ -7,7 +7,7 @@ holds no other I/O.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import and_, exists, func, literal, or_, select, tuple_
+from sqlalchemy import JSON, and_, exists, func, literal, or_, select, tuple_, type_coerce
 
 from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState, Reason
 from resforge.spec import CommonSpec
@@ -220,6 +220,19 @@ class JobStore(AccessStore, ControlStore, StudyStore):
         with self._read() as session:
             row = find_job(session, project, job_id)
             return job_of(row), row.dataset
+
+    def ingest_targets(self, project: str, idempotency_key: str | None) -> list[str]:
+        """Where ingests that have not ended write to, of those that were given a place. Any project's count, but not
+        the job that this project has submitted with this key: that is the one asked about."""
+        kind = type_coerce(JobRow.spec, JSON)["kind"].as_string()
+        query = select(JobRow).where(JobRow.state.not_in(sorted(TERMINAL)), kind == "ingest")
+        with self._read() as session:
+            return [
+                row.dataset.location
+                for row in session.scalars(query)
+                if row.dataset.location is not None
+                and (idempotency_key is None or (row.project, row.idempotency_key) != (project, idempotency_key))
+            ]
 
     def last_tick(self) -> datetime | None:
         """When a controller last finished a look at all live jobs; None if none ever did."""

@@ -43,7 +43,7 @@ def submit_job(
     The job is QUEUED at first. A repeated Idempotency-Key answers with the same job and `Idempotent-Replayed: true`.
     """
     spec = parse_spec(document)
-    dataset = admit(spec, services, project, sources_in(services, project))
+    dataset = admit(spec, services, project, sources_in(services, project), idempotency_key=idempotency_key)
     job, created = services.store.submit(
         project, spec, dataset, idempotency_key=idempotency_key, request_hash=request_hash(document)
     )

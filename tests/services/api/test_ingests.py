@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from resforge.errors import Conflict
-from resforge.jobs import DatasetInfo, Job
+from resforge.jobs import DatasetInfo, Job, JobState
 from services.settings import Settings
 from services.store import connect
 from services.store.records import Change
@@ -109,6 +109,21 @@ def test_in_the_services_bucket_a_project_has_its_own_part(http: httpx.Client, s
         {"target": "s3://elsewhere/x"},
     ):
         assert http.post("/v1/jobs", json=INGEST | fields).status_code == 202
+
+
+def test_two_ingests_do_not_write_to_one_place_at_a_time(api_on_each: Api) -> None:
+    api, there = api_on_each, INGEST | {"target": "s3://shards/animals/pets"}
+    with api.http() as http:
+        first = http.post("/v1/jobs", json=there, headers={"Idempotency-Key": "pets"})
+        assert first.status_code == 202
+        assert http.post("/v1/jobs", json=there, headers={"Idempotency-Key": "pets"}).json() == first.json()
+        for place in ("s3://shards/animals/pets", "s3://shards/animals", "s3://shards/animals/pets/cats/"):
+            message = refusal(http, dataset="more", target=place)["/target"]
+            assert message.startswith("an ingest writes to s3://shards/animals/pets now")
+        beside = http.post("/v1/jobs", json=INGEST | {"dataset": "more", "target": "s3://shards/animals/pets-2"})
+        assert beside.status_code == 202
+        api.to(Job.model_validate(first.json()), JobState.CANCELLED)
+        assert http.post("/v1/jobs", json=there).status_code == 202
 
 
 def test_what_was_ingested_is_seen_and_named_by_its_project_alone(fresh_api: Api) -> None:
