@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--steps 420] [--device cpu] [--json]
 
 ResNet-20 on a CPU (batches of 128, 32x32, one thread), or ResNet-50 on a GPU (256, 224x224, bf16, channels_last), on
-synthetic images. Three processes do the same steps on the same batches:
+synthetic images, compiled there. Three processes do the same steps on the same batches:
 
 - bare: the network, the optimiser and the images' normalisation in a loop, and nothing else;
 - service: `trainer.worker.run` in a world of one: Lightning, DDP, callbacks, telemetry at its default pace, a real S3
@@ -140,6 +140,7 @@ def bare(job: JobDocument, device: str, block: int, baton: Baton) -> dict[str, A
     from trainer.initial import described
     from trainer.models import build
     from trainer.optim import build_optimizer
+    from trainer.step import compile_mode, compiled, forward_pass
 
     assert isinstance(job.spec, TrainSpec)
     torch.set_num_threads(1)
@@ -149,6 +150,9 @@ def bare(job: JobDocument, device: str, block: int, baton: Baton) -> dict[str, A
     normalisation = input_normalisation(images, job.spec.data.mean).to(device)
     torch.manual_seed(training.seed)
     network = build(described(job)).to(device, memory_format=torch.channels_last)
+    forward, mode = forward_pass(network, normalisation.normalise), compile_mode(training, torch.device(device))
+    if mode is not None:
+        forward = compiled(forward, mode)
     optimizer = build_optimizer(job.spec.optim, network)
     sampler = TrainSampler(len(images), training.global_batch, seed=training.seed, total_steps=training.steps)
     network.train()
@@ -159,7 +163,7 @@ def bare(job: JobDocument, device: str, block: int, baton: Baton) -> dict[str, A
             baton.turn()
         pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)  # noqa: PLW2901
         with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
-            loss = functional.cross_entropy(network(normalisation.normalise(pixels)), labels)
+            loss = functional.cross_entropy(forward(pixels), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -22,6 +22,7 @@ RESULT = FOLDER.parent / "docs" / "results" / "table.md"
 BENCHMARKS: dict[str, list[str]] = {
     "decode": ["--rounds", "3", "--images", "256"],
     "shards": ["--images", "1000", "--rounds", "3"],
+    "step": ["--rounds", "5"],
     "overhead": [],
     "start": ["--repeats", "3"],
 }
@@ -58,15 +59,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     began = time.monotonic()
     for name in arguments.only:
         print(f"{name}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
         command = [sys.executable, str(FOLDER / f"{name}.py"), *BENCHMARKS[name], "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows += json.loads(done.stdout)["table"]
+        found = json.loads(done.stdout)
+        rows += found["table"]
+        if "left_out" in found:
+            left_out[name] = found["left_out"]
+            print(f"{name}: {found['left_out']}", file=sys.stderr, flush=True)
     measured = {
         "at": datetime.now(UTC).date().isoformat(), "seconds": time.monotonic() - began, "cores": os.cpu_count(),
         "machine": platform.machine(), "python": platform.python_version(), "load": os.getloadavg()[1], "rows": rows,
+        "left_out": left_out,
     }  # fmt: skip
     if arguments.json:
         print(json.dumps(measured))
@@ -75,6 +82,7 @@ def main() -> None:
         "# What was measured, against the targets", "", "`make bench`", "", *lines(rows), "",
         f"{measured['at']}; {measured['cores']} cores ({measured['machine']}), Python {measured['python']}; "
         f"{measured['seconds']:.0f} s in all, load {measured['load']:.1f} at the end. Each has a page of its own.", "",
+        *(f"Not measured: {name} ({why})." for name, why in left_out.items()), *([""] if left_out else []),
     ]  # fmt: skip
     print("\n".join(page))
     if set(arguments.only) == set(BENCHMARKS):

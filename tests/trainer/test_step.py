@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import step as benchmark
 from resforge.metrics import POINT
 from resforge.spec import TrainingSpec, TrainSpec
 from resforge.storage import JobPrefix, Stream, latest, list_checkpoints, read_stream
@@ -151,6 +152,16 @@ def test_the_fast_step_trains_as_the_plain_one() -> None:
     torch.testing.assert_close(torch.tensor(fast), torch.tensor(plain), rtol=0, atol=1e-6)
     for name, weights in before.items():
         torch.testing.assert_close(after[name], weights, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [50, 152])
+def test_what_a_step_moves_is_near_what_others_reckoned(depth: int) -> None:
+    network = benchmark.Setting(CPU, depth, 224, 256).network()
+    moved = benchmark.traffic(network, width=2, batch=256)
+    unfused, fused, within = benchmark.PUBLISHED[depth]
+    assert moved.unfused / 1e6 == pytest.approx(unfused, rel=0.01)
+    assert moved.fused / 1e6 == pytest.approx(fused, rel=0.05)
+    assert moved.into_convolutions / 1e6 == pytest.approx(within, rel=0.2)
 
 
 # --- Gangs
