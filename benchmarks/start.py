@@ -68,6 +68,11 @@ PARTS = {
     "ready": "spec, data, network, checkpoints",
     "step": "Lightning, up to the first step",
 }
+ALONE_PARTS = {
+    **PARTS,
+    "worker": "up to rank 0's process, forked from the warm one",
+    "worker called": "rank 0's process, up to our first call",
+}
 TORCHRUN_PARTS = {**PARTS, "worker": "torchrun: its own imports, up to rank 0's process"}
 Start = dict[str, float]  # seconds since the beginning by mark
 
@@ -223,7 +228,7 @@ Train's controller, what keeps its workers in step, and two workers) share what 
 What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
 import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;
 two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
-core each. The last two took the ratio from 2.9 to what stands above.
+core each. With all but the last two it was 2.84 and 2.91 on 2026-11-27 and -28.
 
 What was not done: the process group and the data are not set up side by side, since both together take half a second.
 Ray can load modules in every process that it starts (`preload_python_modules`); the supervisor of a job would then load
@@ -241,7 +246,7 @@ def _spent(row: dict[str, Any]) -> list[str]:
         "| up to | Resforge | torchrun |",
         "|---|---:|---:|",
     ]
-    for name, what in PARTS.items():
+    for name, what in (PARTS if row["workers"] > 1 else ALONE_PARTS).items():
         if name in ours or name in theirs:
             other = TORCHRUN_PARTS[name]
             told = what if what == other or name not in theirs else f"{what}; {other}" if name in ours else other

@@ -21,7 +21,9 @@ class Plan(Resource):
     learning_rate_scaled: float | None = Field(
         description="What optim.lr was multiplied by for the global batch; null where it is used as it is."
     )
-    warmup_steps: int | None = Field(description="Steps of the warm-up, at most where the error may end it.")
+    warmup_steps: int | None = Field(
+        description="Steps of the warm-up, at most where the error may end it; null where the error alone does."
+    )
     train_images: int | None = Field(description="Images of an epoch, before what does not fill a batch is left out.")
     steps_per_epoch: int | None
     total_steps: int | None
@@ -42,8 +44,9 @@ def plan(spec: TrainSpec, dataset: DatasetInfo) -> Plan:
     per_epoch = None if images is None else max(1, images // batch)
     total = training.steps if per_epoch is None else training.total_steps(per_epoch)
     optim = spec.optim.resolved(batch, per_epoch or 1)
+    by_error = optim.schedule.warmup_until_error is not None and not optim.schedule.warmup_steps
     known = spec.optim.schedule.warmup_epochs is None or per_epoch is not None
-    warmup = optim.schedule.warmup_steps if known else None
+    warmup = optim.schedule.warmup_steps if known and not by_error else None
     size = spec.data.image_size(dataset.image_size)
     network = spec.model.network(channels=dataset.channels, classes=dataset.classes, image_size=size)
     notes = []

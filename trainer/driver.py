@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
 from resforge.storage import JobDocument, JobPrefix, Result
-from trainer.gang import GangConfig
+from trainer.gang import GangConfig, GangNotJoined
 from trainer.ray_worker import WorkerConfig, train
 from trainer.settings import TrainerSettings
 from trainer.start import marks
@@ -32,7 +32,7 @@ class _Trainer(DataParallelTrainer):
     """Without two processes that Ray Train starts beside the workers, each of which imports for two seconds of a core.
 
     One hands out Ray's data sets, which no job has. The other removes the workers' placement group should the
-    controller die, and Ray removes it with the controller anyway, whose own it is.
+    controller die; that ends the driver as well, with which Ray removes it.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -106,6 +106,8 @@ def _why(failure: TrainingFailedError | None) -> tuple[Reason, str]:
     """The reason and its message where no worker left a verdict."""
     if failure is None:
         return Reason.TRAINING_ERROR, "the workers ended and left no result"
+    if isinstance(failure, ControllerError) and isinstance(failure.controller_failure, GangNotJoined):
+        return Reason.NODE_LOST, f"its workers did not find each other: {_last_line(failure.controller_failure)}"
     if isinstance(failure, ControllerError) and isinstance(
         failure.controller_failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError
     ):

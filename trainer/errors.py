@@ -57,5 +57,5 @@ class NonFiniteLoss(TrainingFault):
     def __init__(self, *, step: int, lr: float) -> None:
         super().__init__(
             f"the loss or a weight became NaN or infinite by step {step}, at a learning rate of {lr:g}; "
-            f"the last good checkpoint is kept. A lower optim.lr or a longer optim.schedule.warmup_steps may help"
+            f"the last good checkpoint is kept. A lower optim.lr or a longer warm-up (optim.schedule) may help"
         )

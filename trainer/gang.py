@@ -10,15 +10,20 @@ from dataclasses import dataclass
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.util import TrainingFramework
 
 logger = logging.getLogger(__name__)
 
 LEAVE_WITHIN_S = 30.0
+
+
+class GangNotJoined(WorkerGroupStartupFailedError):
+    """A worker was lost, or failed, before all had joined; Ray Train tries again with others."""
 
 
 @dataclass
@@ -45,10 +50,18 @@ class _GangBackend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: WorkerGroup, backend_config: GangConfig) -> None:
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        backend = "nccl" if gpus else "gloo"
-        ray.get(worker_group.execute_async(_join, address, port, backend, backend_config.timeout_s))
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        try:
+            ready = worker_group.execute_async(_prepare)
+            # Behind rank 0's imports, so that nobody takes the port meanwhile.
+            address, port = worker_group.execute_single(0, get_address_and_port)
+            ray.get(ready)
+            ray.get(worker_group.execute_async(_join, address, port, backend, backend_config.timeout_s))
+        except RayError as error:
+            # Ray would leave the workers where they are, and find no room for others.
+            worker_group.abort()
+            lines = str(error).strip().splitlines()
+            raise GangNotJoined(f"{lines[-1] if lines else type(error).__name__}"[:500]) from error
 
     def on_shutdown(self, worker_group: WorkerGroup, backend_config: GangConfig) -> None:  # noqa: ARG002
         try:
@@ -57,8 +70,8 @@ class _GangBackend(Backend):
             logger.warning("the workers have not left their process group within %.0f s", LEAVE_WITHIN_S)
 
 
-def _join(address: str, port: int, backend: str, timeout_s: int) -> None:
-    """Enter the process group; on every worker. What is imported first, all of them import at the same time."""
+def _prepare() -> None:
+    """Import what training begins with; on all workers at the same time."""
     from trainer.start import mark, mark_process
 
     mark_process("worker")
@@ -66,14 +79,20 @@ def _join(address: str, port: int, backend: str, timeout_s: int) -> None:
     from trainer.lean import import_lightning
 
     import_lightning()
+    import trainer.worker  # noqa: F401
+
+    mark("worker imported")
+
+
+def _join(address: str, port: int, backend: str, timeout_s: int) -> None:
+    """Enter the process group; on every worker."""
     from datetime import timedelta
 
     import torch.distributed as dist
 
-    import trainer.worker  # noqa: F401 - what training begins with, while the others are still on their way
     from trainer.rendezvous import use_this_store
+    from trainer.start import mark
 
-    mark("worker imported")
     context = ray.train.get_context()
     os.environ.update(
         MASTER_ADDR=address,

@@ -14,7 +14,8 @@ class TrainerSettings:
 
     Attributes:
         s3_endpoint: URL of the S3 server; None for AWS.
-        scratch: a folder for what may be lost: Ray Train's own files and cached data.
+        scratch: a folder for what may be lost: Ray Train's own files, cached data, and what torch has compiled, in
+            `compiled`, which nothing bounds.
         collective_timeout_s: a collective operation that takes longer is an error.
         cache_gib: how much of a node's disk shards may take; None: most of what is free.
         pod: a folder that the processes of one pod share, where they learn that it is to end; None outside of pods.

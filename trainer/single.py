@@ -7,6 +7,7 @@ worker that dies is replaced, as in a gang, up to `retry.worker_restarts` times.
 """
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -29,7 +30,7 @@ from trainer import warm
 from trainer.lean import import_lightning
 from trainer.pod import Pod
 from trainer.settings import TrainerSettings
-from trainer.start import mark, marks
+from trainer.start import mark, mark_process, marks
 from trainer.streams import Shipper
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Ray's metrics take seconds of a core to import, which a job of seconds can do without.
 EXPORT_AFTER_S = 15.0
+START = "RESFORGE_START"  # how the driver tells its worker when it came how far
 STORAGE_AWAY = 75  # the exit code by which a worker tells that object storage did not answer it
 
 
@@ -77,6 +79,7 @@ def drive(
 
 def _run(arguments: list[str], job: JobDocument, settings: TrainerSettings) -> int | None:
     """Run the worker to its end, warm where that is wanted and possible; its exit code, if that was seen."""
+    os.environ[START] = json.dumps(marks)
     life, held = os.pipe()  # it reads the end of this process, or of this call
     try:
         if settings.warm_s > 0 and job.spec.scaling.gpus_per_worker == 0:
@@ -125,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _work(uri: str, attempt: int, settings: TrainerSettings) -> None:
+    mark_process("worker")
     mark("worker called")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s rank 0 %(levelname)s %(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
@@ -176,7 +180,7 @@ def _train(store: ObjectStore, prefix: JobPrefix, job: JobDocument, attempt: int
         environment=TorchElasticEnvironment(),
         export=_LateGauges(job_id=prefix.key.rstrip("/").rsplit("/", 1)[1], attempt=str(attempt), rank="0"),
         pod=Pod(settings.pod),
-        start=marks,
+        start={**json.loads(os.environ.get(START, "{}")), **marks},
     )
     run(store, prefix, attempt, place, cache=settings.scratch / "data", cache_bytes=settings.cache_bytes)
 

@@ -91,7 +91,7 @@ def keep_compiled(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
-def ddp_options(training: TrainingSpec, *, device: torch.device, compiles: bool) -> dict[str, Any]:
+def ddp_options(training: TrainingSpec, *, device: torch.device, compiles: bool, workers: int) -> dict[str, Any]:
     """What Lightning's DDPStrategy is given.
 
     - Gradients live in the buckets that are reduced, and are not copied there and back.
@@ -100,12 +100,12 @@ def ddp_options(training: TrainingSpec, *, device: torch.device, compiles: bool)
     - Every weight that is trained has a gradient in every step: frozen ones are not DDP's, a block that drops out is
       multiplied by 0, and what blocks share counts once, when all have added theirs. So the graph is static. It is not
       told so where it is cut by the compiler, with which that is known to fail (pytorch issue 109261).
-    - bf16 gradients: NCCL alone, and Lightning leaves the hook out on a CPU.
+    - bf16 gradients: NCCL alone, and not of one worker, which sends none.
     """
     options: dict[str, Any] = {
         "gradient_as_bucket_view": True, SENDS_BUFFERS: False, "static_graph": not compiles,
     }  # fmt: skip
-    if training.gradient_compression == "bf16" and device.type == "cuda":
+    if training.gradient_compression == "bf16" and device.type == "cuda" and workers > 1:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
         options["ddp_comm_hook"] = bf16_compress_hook

@@ -186,7 +186,7 @@ def _train(
         accelerator=place.device.type,
         devices=place.devices,
         num_nodes=place.nodes,
-        strategy=place.strategy(**ddp_options(training, device=place.device, compiles=compiles)),
+        strategy=place.strategy(**ddp_options(training, device=place.device, compiles=compiles, workers=place.workers)),
         plugins=[place.environment],
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
         gradient_clip_val=spec.optim.clip_norm,

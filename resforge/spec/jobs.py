@@ -147,6 +147,17 @@ class TrainSpec(CommonSpec):
         return self
 
     @model_validator(mode="after")
+    def _cuts_end_below_the_scaled_rate(self) -> Self:
+        lr, least = self.optim.resolved(self.training.global_batch, 1).lr, self.optim.schedule.min_lr
+        if least >= lr:
+            raise PydanticCustomError(
+                "min_lr",
+                "cuts end below the rate that they begin at, {lr}, which is optim.lr scaled to the batch",
+                {"lr": f"{lr:g}", "field": "optim.schedule.min_lr"},
+            )
+        return self
+
+    @model_validator(mode="after")
     def _takes_small_images(self) -> Self:
         size = self.training.progressive_from
         if size is not None:

@@ -115,7 +115,7 @@ class OptimSpec(Part):
 
     @model_validator(mode="after")
     def _cuts_end_below_the_rate(self) -> Self:
-        if self.schedule.min_lr >= self.lr:
+        if self.lr_batch is None and self.schedule.min_lr >= self.lr:
             raise _refusal("schedule.min_lr", "cuts end below the rate that they begin at, {lr}", lr=self.lr)
         return self
 
@@ -147,7 +147,8 @@ class TrainingSpec(Part):
         default="auto",
         description="Compile the step's forward and backward pass, in this mode of torch.compile. auto: default on a "
         "GPU whose host can, and off elsewhere. reduce-overhead: with CUDA graphs. max-autotune: tries kernels out, "
-        "for minutes. Where images grow, each of their sizes is compiled when it comes.",
+        "for minutes, and workers wait for the slowest of them (10 minutes at most). Where images grow, each of their "
+        "sizes is compiled when it comes.",
     )
     gradient_compression: Literal["none", "bf16"] = Field(
         default="none",

@@ -30,6 +30,8 @@ from services.launchers.base import gang_of
 from services.launchers.pools import Pools
 from services.store.store import JobStore
 
+PHOTOGRAPHS = ("folder", "shards")  # formats of images of any size
+
 
 def request_hash(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document, the same for JSON and YAML and for any order of its fields."""
@@ -193,6 +195,10 @@ def fit_problems(spec: TrainSpec, dataset: DatasetInfo) -> list[FieldProblem]:
     if spec.data.augment.colour and dataset.channels != 3:
         message = f"colours are shifted in RGB images, and those of {dataset.name} have {dataset.channels} channel(s)"
         problems.append(_problem("/data/augment/colour", message, spec.data.augment.colour))
+    for name in ("scale", "area"):
+        if getattr(spec.data.augment, name) and dataset.format not in PHOTOGRAPHS:
+            message = f"it is for photographs, and {dataset.name} holds images of one size, for which there is pad"
+            problems.append(_problem(f"/data/augment/{name}", message, getattr(spec.data.augment, name)))
     first = spec.training.progressive_from
     if first is not None and first > size:
         message = f"images can't begin larger than the network's input, which has {size} pixels"

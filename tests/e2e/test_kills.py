@@ -1,10 +1,13 @@
 """kill -9 of each part at a random moment of a job: it ends in SUCCEEDED, with nothing lost and nothing run twice."""
 
+import contextlib
 import os
 import random
 import signal
 from itertools import pairwise
+from pathlib import Path
 
+import psutil
 import pytest
 
 from resforge.client import Client
@@ -76,6 +79,16 @@ def test_killed_services_are_not_noticed_by_the_training(services_died: tuple[Jo
     assert job.progress.restarts == 0
 
 
+def _importing(stack: EmbeddedStack) -> psutil.Process | None:
+    """A worker of a gang that imports torch, before it joins the others."""
+    for member in stack.members():
+        with contextlib.suppress(psutil.NoSuchProcess, PermissionError, FileNotFoundError):
+            loaded = Path(f"/proc/{member.pid}/maps").read_text()
+            if "RayTrainWorker" in " ".join(member.cmdline()) and "libtorch" in loaded:
+                return member
+    return None
+
+
 def _workers(client: Client, job_id: str) -> list[int]:
     """The process ids that the workers wrote into the job's logs."""
     lines = [line.line.split() for line in client.logs(job_id) if " is rank " in line.line]
@@ -86,6 +99,7 @@ def test_a_killed_worker_is_replaced_a_killed_driver_has_a_successor_and_a_pod_t
     stack: EmbeddedStack, client: Client, services_died: tuple[Job, str]
 ) -> None:
     job = client.submit(SMALL)
+    until(lambda: _importing(stack), within_s=120, what="a worker that has not joined yet").kill()
     workers_die, driver_dies, pod_ends = _moments(3)
     reach(client, job.id, workers_die)
     pids = until(lambda: len(found := _workers(client, job.id)) == 2 and found, what="both workers in the logs")

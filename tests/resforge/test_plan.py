@@ -54,6 +54,19 @@ def test_a_scaled_rate_without_a_warm_up_is_said_so() -> None:
     assert "warmup_epochs" in note
 
 
+def test_a_warm_up_that_the_error_ends_has_no_length_and_needs_no_advice() -> None:
+    schedule = {"warmup_epochs": None, "warmup_lr": 0.01, "warmup_until_error": 0.8}
+    found = planned(optim={"schedule": schedule})
+    assert (found.warmup_steps, found.notes) == (None, ())
+    bounded = planned(optim={"schedule": {**schedule, "warmup_steps": 500}})
+    assert (bounded.warmup_steps, bounded.notes) == (500, ())
+
+
+def test_a_least_rate_lies_below_the_scaled_one() -> None:
+    schedule = {"kind": "plateau", "min_lr": 0.2, "warmup_epochs": 5}
+    assert planned(optim={"schedule": schedule}).learning_rate == pytest.approx(3.2)
+
+
 def test_a_warm_up_longer_than_the_run_is_said_so() -> None:
     [note] = planned(training={"epochs": None, "steps": 500}).notes
     assert note == "the warm-up of 780 steps does not end before the run of 500 does"

@@ -135,6 +135,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"optim__schedule": {"kind": "plateau", "min_lr": 0.1}}, "/optim/schedule/min_lr", "the rate that they begin at"),
     ({"optim__schedule": {"warmup_until_error": 0.8}}, "/optim/schedule/warmup_until_error", "needs warmup_lr"),
     ({"optim__schedule": {"warmup_steps": 5, "warmup_epochs": 1}}, "/optim/schedule/warmup_epochs", "not both"),
+    (
+        {"optim": {"lr_batch": 1024, "schedule": {"kind": "plateau", "min_lr": 0.05}}},
+        "/optim/schedule/min_lr",
+        "the rate that they begin at, 0.00625, which is optim.lr scaled to the batch",
+    ),
     ({"optim__lr_batch": 0}, "/optim/lr_batch", "greater than or equal to 1"),
     ({"data__augment": {"area": [0.5, 0.1]}}, "/data/augment/area", "[least, most]"),
     ({"data__augment": {"area": [0.1, 1.5]}}, "/data/augment/area", "most <= 1"),

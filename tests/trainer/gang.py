@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -71,7 +71,7 @@ def run_gang(
     When one worker dies, the others are killed too, as Ray Train does. With `exports`, a folder, each rank adds what it
     exports to the file of its number there, a line of JSON each time. With `pods`, each rank is in a pod of its own,
     whose folder there has its number. With `plain_ddp`, DDP has none of our options. With `backend`, what is compiled
-    is compiled by it, whether or not this host has a C++ compiler.
+    is compiled by it, whether or not this host has a C++ compiler, and cut where DDP's small buckets end.
     """
     store = s3.store()
     keys = prefix.attempt(attempt)
@@ -136,9 +136,21 @@ def _work(
     from trainer.pod import Pod
     from trainer.worker import Place, run
 
+    strategy: Callable[..., DDPStrategy] = DDPStrategy
     if backend:
+        import torch._dynamo
+
+        graphs: list[object] = []
+
+        def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+            graphs.append(graph)
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
         worker.why_not_compiled = lambda *_: None
-        worker.compiled = partial(step.compiled, backend=backend)
+        worker.compiled = partial(step.compiled, backend=counting)
+        # Buckets as small as the network: its graph is cut where they end.
+        dist._DEFAULT_FIRST_BUCKET_BYTES = 16_000
+        strategy = partial(DDPStrategy, bucket_cap_mb=0.02)
 
     logging.basicConfig(level=logging.WARNING)
     pids[rank] = os.getpid()
@@ -175,7 +187,7 @@ def _work(
 
     place = Place(
         rank=rank, workers=workers, device=torch.device("cpu"),
-        strategy=(lambda **_: DDPStrategy()) if plain_ddp else DDPStrategy, environment=Environment(),
+        strategy=(lambda **_: DDPStrategy()) if plain_ddp else strategy, environment=Environment(),
         export=export, devices=workers, pod=Pod(pods / str(rank) if pods else None),
     )  # fmt: skip
     try:
@@ -183,5 +195,7 @@ def _work(
     except Exception:  # noqa: BLE001 - told by the exit code
         traceback.print_exc()
         os._exit(1)
+    if backend and len(graphs) < 3:
+        raise AssertionError(f"the compiled step was cut into {len(graphs)} graphs, and has more buckets")
     done.wait(60)
     os._exit(0)  # without the farewells of a process group whose other members may be dead

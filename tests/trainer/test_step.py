@@ -44,9 +44,11 @@ def test_auto_compiles_on_a_gpu_alone(asked: str, device: torch.device, mode: st
 
 def test_ddp_has_the_options_of_the_step() -> None:
     plain = {"gradient_as_bucket_view": True, step.SENDS_BUFFERS: False, "static_graph": True}
-    assert ddp_options(training(), device=GPU, compiles=False) == plain
-    assert ddp_options(training(), device=GPU, compiles=True) == {**plain, "static_graph": False}
-    compressed = ddp_options(training(gradient_compression="bf16"), device=GPU, compiles=False)
+    assert ddp_options(training(), device=GPU, compiles=False, workers=2) == plain
+    assert ddp_options(training(), device=GPU, compiles=True, workers=2) == {**plain, "static_graph": False}
+    half = training(gradient_compression="bf16")
+    assert ddp_options(half, device=GPU, compiles=False, workers=1) == plain
+    compressed = ddp_options(half, device=GPU, compiles=False, workers=2)
     assert compressed.pop("ddp_comm_hook").__name__ == "bf16_compress_hook"
     assert compressed == plain
 
@@ -57,6 +59,13 @@ def test_a_host_that_cannot_compile_says_why(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch, "compile", compile)
     assert why_not_compiled("default", CPU) == "no C++ compiler was found"
+
+
+def test_a_host_that_can_compile_is_found_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the C++ compiler, which not every host of these tests has: the small block itself compiles."""
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda block, dynamic, mode: whole(block, dynamic=dynamic, backend=mode))
+    assert why_not_compiled("aot_eager", CPU) is None
 
 
 def test_a_gang_goes_on_uncompiled_where_one_host_cannot_and_none_asked(monkeypatch: pytest.MonkeyPatch) -> None:

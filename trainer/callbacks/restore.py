@@ -34,8 +34,11 @@ class Restore(Callback):
         shape = (local, side, side, data.channels)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.run.device)
         labels = torch.arange(local, device=self.run.device) % data.classes
+        batch = [images, labels]  # of what the real ones are made, lest they be compiled anew
+        if self.run.job.spec.data.augment.colour:
+            batch.append(torch.zeros(local, data.channels, device=self.run.device))
         for _ in range(2):
-            loss = trainer.strategy.training_step((images, labels), 0)
+            loss = trainer.strategy.training_step(tuple(batch), 0)
             loss.backward()
             module.zero_grad(set_to_none=True)
         module.network.load_state_dict(self.snapshot.weights if self.snapshot else fresh)

@@ -103,6 +103,9 @@ def test_augmentation_must_fit_the_images(http: httpx.Client) -> None:
     digits = {"recipe": "digits/resnet-20"}
     told = refusals(http, {**digits, "data": {"augment": {"colour": 0.1}}})
     assert "those of digits have 1 channel(s)" in told["/data/augment/colour"]
+    for name, value in (("scale", [9, 12]), ("area", [0.5, 1])):
+        told = refusals(http, {**digits, "data": {"augment": {"pad": 0, name: value}}})
+        assert "digits holds images of one size" in told[f"/data/augment/{name}"]
     told = refusals(http, {**digits, "training": {"progressive_from": 16}})
     assert "which has 8 pixels" in told["/training/progressive_from"]
     assert http.post("/v1/jobs", json={**digits, "training": {"progressive_from": 8}}).status_code == 202
