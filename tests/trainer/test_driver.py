@@ -6,6 +6,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from resforge.jobs import Reason
 from trainer.driver import _why
+from trainer.gang import GangNotJoined
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from trainer.driver import _why
         (WorkerGroupError("two", {1: ValueError("no such thing")}), Reason.TRAINING_ERROR, "rank 1: no such thing"),
         (WorkerGroupError("one", {0: RuntimeError("it timed out")}), Reason.COLLECTIVE_TIMEOUT, "rank 0: it timed out"),
         (ControllerError(WorkerGroupStartupTimeoutError(2)), Reason.UNSCHEDULABLE, "its workers found no place again"),
+        (ControllerError(GangNotJoined("rank 1 died")), Reason.NODE_LOST, "did not find each other: rank 1 died"),
         (ControllerError(ValueError("a bug")), Reason.TRAINING_ERROR, "a bug"),
     ],
 )
