@@ -171,8 +171,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(measured))
     else:
-        page = _page(measured)
-        RESULT.write_text(page)
+        text = page(measured)
+        RESULT.write_text(text)
         print(page)
 
 
@@ -221,7 +221,7 @@ def _processor() -> str:
     return f"{names[0]}, {platform.machine()}" if names else platform.machine()
 
 
-def _page(measured: dict[str, Any]) -> str:
+def page(measured: dict[str, Any]) -> str:
     def spread(values: list[float], digits: int) -> str:
         return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 

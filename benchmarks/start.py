@@ -140,8 +140,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(measured))
     else:
-        page = _page(measured)
-        RESULT.write_text(page)
+        text = page(measured)
+        RESULT.write_text(text)
         print(page)
 
 
@@ -188,7 +188,7 @@ def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:
     }
 
 
-def _page(measured: dict[str, Any]) -> str:
+def page(measured: dict[str, Any]) -> str:
     def spread(seconds: list[float]) -> str:
         return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
 

@@ -136,6 +136,11 @@ def datasets_folder(project: str) -> str:
     return f"{project}/datasets/"
 
 
+def compiled_folder(project: str) -> str:
+    """The key, ending in a slash, under which a project's compiled steps lie in the service's own bucket."""
+    return f"{project}/compiled/"
+
+
 class Document(BaseModel):
     """A JSON object of ours in storage; unknown fields are let through, so old and new versions can meet."""
 

@@ -33,6 +33,7 @@ from trainer.callbacks.schedule import Schedule
 from trainer.callbacks.telemetry import Telemetry
 from trainer.checkpoints import Snapshot, newest_verified, read_checkpoint, set_aside
 from trainer.classifier import Classifier
+from trainer.compiled import Artifacts
 from trainer.data.image_set import ImageSet
 from trainer.data.loader import Loader, eval_loader, train_loader
 from trainer.data.progressive import Sizes
@@ -151,7 +152,7 @@ def _train(
         network = _network(job, store, snapshot).to(place.device, memory_format=torch.channels_last)
     run.step = snapshot.step if snapshot else 0
     run.announce({**place.start, "ready": time.time()})
-    forward, compiles = _forward(run, place, forward_pass(network, normalisation.normalise), sizes)
+    forward, artifacts = _forward(run, place, forward_pass(network, normalisation.normalise), sizes)
     module = Classifier(
         network,
         normalisation.normalise,
@@ -179,14 +180,16 @@ def _train(
     tests, held_out_split = shown(held_out), "validation" if spec.data.validation else "test"
     own = shown(images) if training.evaluate_train else None
     logger.info("ready to train from step %d of %d after %.1f s", run.step, run.total_steps, time.monotonic() - started)
-    writer, restore = Writer(run), Restore(run, snapshot)
+    writer, restore = Writer(run), Restore(run, snapshot, artifacts)
     del snapshot  # which is let go once it is restored
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator=place.device.type,
         devices=place.devices,
         num_nodes=place.nodes,
-        strategy=place.strategy(**ddp_options(training, device=place.device, compiles=compiles, workers=place.workers)),
+        strategy=place.strategy(
+            **ddp_options(training, device=place.device, compiles=artifacts is not None, workers=place.workers)
+        ),
         plugins=[place.environment],
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
         gradient_clip_val=spec.optim.clip_norm,
@@ -228,8 +231,8 @@ def _network(job: JobDocument, store: ObjectStore, snapshot: Snapshot | None) ->
 
 def _forward(
     run: Run, place: Place, forward: Callable[..., Tensor], sizes: Sizes
-) -> tuple[Callable[..., Tensor], bool]:
-    """The forward pass as the spec wants it computed, and whether it is compiled: on all ranks or on none.
+) -> tuple[Callable[..., Tensor], Artifacts | None]:
+    """The forward pass as the spec wants it computed, and what was compiled of it, if it is: on all ranks or on none.
 
     Raises:
         CannotCompile: the spec names a mode, and the host of some rank has no compiler that works.
@@ -238,11 +241,13 @@ def _forward(
     training = run.job.spec.training
     mode = compile_mode(training, place.device)
     if mode is None:
-        return forward, False
+        return forward, None
+    artifacts = Artifacts(run.store, run.job, place.device, workers=place.workers)
+    artifacts.load()
     reasons = _over_ranks(place, why_not_compiled(mode, place.device))
     reason = next((f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why), None)
     if reason is None:
-        return compiled(forward, mode, sizes=sizes.count, alone=place.workers == 1), True
+        return compiled(forward, mode, sizes=sizes.count, alone=place.workers == 1), artifacts
     if training.compile != "auto":
         fault = CannotCompile(
             f"training.compile asks for {mode}, and the step can't be compiled here ({reason}); "
@@ -251,7 +256,7 @@ def _forward(
         fault.agreed = True
         raise fault
     run.event("NotCompiled", f"the step runs uncompiled, since it can't be compiled here: {reason}")
-    return forward, False
+    return forward, None
 
 
 @contextmanager

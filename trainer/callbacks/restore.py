@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from trainer.checkpoints import Snapshot, rng_state, set_rng_state
 from trainer.classifier import Classifier
+from trainer.compiled import Artifacts
 from trainer.optim import restore
 from trainer.run import Run
 
@@ -21,9 +22,10 @@ class Restore(Callback):
     same place. Where the step is compiled, they compile it.
     """
 
-    def __init__(self, run: Run, snapshot: Snapshot | None) -> None:
+    def __init__(self, run: Run, snapshot: Snapshot | None, artifacts: Artifacts | None = None) -> None:
         self.run = run
         self.snapshot = snapshot
+        self.artifacts = artifacts
 
     def on_train_start(self, trainer: pl.Trainer, module: Classifier) -> None:
         fresh = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
@@ -41,6 +43,8 @@ class Restore(Callback):
             loss = trainer.strategy.training_step(tuple(batch), 0)
             loss.backward()
             module.zero_grad(set_to_none=True)
+        if self.artifacts and self.run.rank == 0:
+            self.artifacts.save()
         module.network.load_state_dict(self.snapshot.weights if self.snapshot else fresh)
         if module.average:
             averaged = self.snapshot.averaged if self.snapshot else None

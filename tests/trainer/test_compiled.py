@@ -1,0 +1,74 @@
+"""What torch has compiled goes to object storage and is taken up by another process, whose node has nothing of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resforge.storage import JobDocument
+from tests.s3 import S3Server
+from tests.trainer.gang import DIGITS
+from tests.trainer.test_resume import small_spec
+from trainer.compiled import Artifacts
+
+pytestmark = pytest.mark.stack
+
+# In a process of its own, since it changes much of torch: compile as a worker does, forget it, and take it up again.
+WORKER = """
+import os, shutil, sys
+import torch
+from torch._dynamo.utils import counters
+from torch.compiler._cache import CacheArtifactManager
+from resforge.s3 import ObjectStore
+from resforge.storage import JobDocument
+from tests.trainer.gang import DIGITS
+from tests.trainer.test_resume import small_spec
+from trainer.compiled import Artifacts
+from trainer.step import keep_compiled, why_not_compiled
+
+folder, bucket, endpoint = sys.argv[1:]
+os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+keep_compiled(folder)
+store, cpu = ObjectStore(bucket, endpoint=endpoint), torch.device("cpu")
+job = JobDocument(job="job-aaaaaaaaaaaa", project="demo", spec=small_spec(1), dataset=DIGITS)
+found, written = [], []
+for again in (False, True):
+    artifacts = Artifacts(store, job, cpu, workers=1)
+    artifacts.load()
+    assert why_not_compiled("default", cpu) is None
+    artifacts.save()
+    cache = counters["inductor"]
+    found.append((cache["fxgraph_cache_hit"], cache["fxgraph_cache_miss"]))
+    written.append(store.list_objects("demo/compiled/"))
+    for graphs in ("fxgraph", "aotautograd"):  # what C++ was made of them stays, and would take long
+        shutil.rmtree(os.path.join(folder, graphs))
+    counters.clear()
+    torch._dynamo.reset()
+    CacheArtifactManager.clear()
+(hits, misses), again = found
+assert hits == 0 and misses > 0 and again == (misses, 0), found
+assert len(written[0]) == 1 and written[1] == written[0], "nothing new was made, so nothing is to be written"
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_what_one_node_compiled_another_takes_up(s3: S3Server, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, str(tmp_path / "compiled"), s3.bucket, s3.endpoint],
+        env={**os.environ, **s3.environment}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_can_not_be_read_is_passed_over(s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    job = JobDocument(job="job-aaaaaaaaaaaa", project="other", spec=small_spec(1), dataset=DIGITS)
+    artifacts = Artifacts(s3.store(), job, torch.device("cpu"), workers=1)
+    artifacts.load()
+    assert caplog.text == ""
+    s3.store().put(artifacts.key, b"of another version of torch")
+    artifacts.load()
+    assert f"{artifacts.key} can't be taken up" in caplog.text
