@@ -71,6 +71,7 @@ def test_a_host_that_can_compile_is_found_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gang_goes_on_uncompiled_where_one_host_cannot_and_none_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "why_not_compiled", lambda *_: None)
     monkeypatch.setattr(worker, "_over_ranks", lambda place, own: [own, "no g++"])
+    monkeypatch.setattr(worker, "Artifacts", lambda *_, workers: SimpleNamespace(load=lambda: None))  # has no GPU's name
     events: list[str] = []
     place = SimpleNamespace(device=GPU, workers=2)
 
@@ -79,9 +80,9 @@ def test_a_gang_goes_on_uncompiled_where_one_host_cannot_and_none_asked(monkeypa
 
     def run(asked: str) -> Any:
         job = SimpleNamespace(spec=small_spec(2, training={"global_batch": 32, "steps": 10, "compile": asked}))
-        return SimpleNamespace(job=job, event=lambda type, message: events.append(message))
+        return SimpleNamespace(job=job, store=None, event=lambda type, message: events.append(message))
 
-    assert worker._forward(run("auto"), place, forward, None) == (forward, False)  # type: ignore[arg-type]
+    assert worker._forward(run("auto"), place, forward, None) == (forward, None)  # type: ignore[arg-type]
     assert events == ["the step runs uncompiled, since it can't be compiled here: rank 1: no g++"]
     with pytest.raises(CannotCompile, match=r"training.compile asks for max-autotune.*rank 1: no g\+\+.*auto and off"):
         worker._forward(run("max-autotune"), place, forward, None)  # type: ignore[arg-type]
