@@ -71,7 +71,7 @@ def test_a_host_that_can_compile_is_found_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gang_goes_on_uncompiled_where_one_host_cannot_and_none_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "why_not_compiled", lambda *_: None)
     monkeypatch.setattr(worker, "_over_ranks", lambda place, own: [own, "no g++"])
-    monkeypatch.setattr(worker, "Artifacts", lambda *_, workers: SimpleNamespace(load=lambda: None))  # has no GPU's name
+    monkeypatch.setattr(worker, "Artifacts", lambda *_, workers: SimpleNamespace(load=lambda: None))
     events: list[str] = []
     place = SimpleNamespace(device=GPU, workers=2)
 
