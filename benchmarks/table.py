@@ -2,11 +2,10 @@
 
     python benchmarks/table.py [--only decode shards ...] [--json]
 
-Each writes its own page too; the table goes to docs/results/table.md.
+The table goes to docs/results/table.md. A benchmark that is run by itself, and longer, writes a page of its own.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -60,7 +59,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    pages: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     began = time.monotonic()
     for name in arguments.only:
@@ -72,8 +70,6 @@ def main() -> None:
         if "left_out" in found:
             left_out[name] = found["left_out"]
             print(f"{name}: {found['left_out']}", file=sys.stderr, flush=True)
-        else:
-            pages[name] = found
     measured = {
         "at": datetime.now(UTC).date().isoformat(), "seconds": time.monotonic() - began, "cores": os.cpu_count(),
         "machine": platform.machine(), "python": platform.python_version(), "load": os.getloadavg()[1], "rows": rows,
@@ -89,9 +85,6 @@ def main() -> None:
         *(f"Not measured: {name} ({why})." for name, why in left_out.items()), *([""] if left_out else []),
     ]  # fmt: skip
     print("\n".join(page))
-    for name, found in pages.items():
-        module = importlib.import_module(f"benchmarks.{name}")
-        module.RESULT.write_text(module.page(found))
     if set(arguments.only) == set(BENCHMARKS):
         RESULT.write_text("\n".join(page))
 
