@@ -71,13 +71,13 @@ def photographs(count: int) -> list[tuple[bytes, int]]:
     return found
 
 
-def write(folder: Path, images: list[tuple[bytes, int]]) -> DatasetInfo:
+def write(folder: Path, images: list[tuple[bytes, int]], *, shard_images: int = SHARD_IMAGES) -> DatasetInfo:
     (folder / "train").mkdir(parents=True)
     shards = []
-    for start in range(0, len(images), SHARD_IMAGES):
+    for start in range(0, len(images), shard_images):
         name = f"train/{start:06d}.tar"
         writer = ShardWriter(folder / name)
-        for number, (image, label) in enumerate(images[start : start + SHARD_IMAGES], start):
+        for number, (image, label) in enumerate(images[start : start + shard_images], start):
             writer.add(f"class-{label}/{number:06d}", "jpg", image, label)
         shard, index = writer.close(name)
         (folder / shard.index).write_bytes(index)

@@ -142,7 +142,7 @@ def main() -> None:
     else:
         text = page(measured)
         RESULT.write_text(text)
-        print(page)
+        print(text)
 
 
 def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:

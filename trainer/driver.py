@@ -4,18 +4,26 @@ Ray holds no checkpoint of ours: its storage path is scratch, and workers write 
 tells success is the verdict that rank 0 committed, not how `fit()` or this process ended.
 """
 
+import asyncio
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from ray.exceptions import OutOfMemoryError
+from ray.runtime_context import RuntimeContext
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.result import Result as FitResult
 
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
@@ -28,16 +36,44 @@ from trainer.start import marks
 logger = logging.getLogger(__name__)
 
 
-class _Trainer(DataParallelTrainer):
-    """Without two processes that Ray Train starts beside the workers, each of which imports for two seconds of a core.
+@contextmanager
+def _no_controller_actor() -> Iterator[None]:
+    told = RuntimeContext.current_actor
+    RuntimeContext.current_actor = None
+    try:
+        yield
+    finally:
+        RuntimeContext.current_actor = told
 
-    One hands out Ray's data sets, which no job has. The other removes the workers' placement group should the
-    controller die; that ends the driver as well, with which Ray removes it.
+
+class _Group(WorkerGroup):
+    """Workers of a controller that is no actor. All they would ask it for are checkpoints; ours report none to it."""
+
+    def _init_train_context_on_workers(self, *given: Any, **named: Any) -> None:
+        with _no_controller_actor():
+            super()._init_train_context_on_workers(*given, **named)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _Group
+
+
+class _Trainer(DataParallelTrainer):
+    """Without three processes that Ray Train starts beside the workers; each imports for two seconds of a core.
+
+    One hands out Ray's data sets, which no job has. One removes the workers' placement group should the controller die;
+    that ends the driver as well, with which Ray removes it. The third is the controller itself, for which the workers'
+    processes would wait: it does its work here, where nothing else is done and Ray Train is imported already.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         spared = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spared)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> FitResult:
+        controller = _Controller(**parts)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
 
 def drive(
