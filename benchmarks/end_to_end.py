@@ -61,7 +61,7 @@ SIDES = ("on the device", "first epoch", "later epoch")
 AUGMENT = AugmentSpec(flip=True, area=(0.08, 1))
 HELD = 8  # batches on the device
 DISTINCT = 1000  # images that are made; more are copies
-TARGET, FIRST_TARGET = 0.98, 0.9
+TARGET, FIRST_TARGET, WAITING = 0.98, 0.9, 0.02
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,7 @@ def summed_up(found: dict[str, Any], what: str, device: torch.device, batch: int
         "table": [
             table.row(f"{what} from S3, against images on the device", later, held, "images/s", least=TARGET),
             table.row(f"{what}, first epoch against a later one", first, later, "images/s", least=FIRST_TARGET),
+            table.row("waiting for batches from S3, share of time", rows[SIDES[2]]["waited"], 1.0, "", most=WAITING),
         ],
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
         "torch": torch.__version__, "python": platform.python_version(), "load": os.getloadavg()[0],

@@ -61,7 +61,7 @@ PARTS = {
     "submitted": "the service: the job is taken, and handed to Ray",
     "driver": "Ray's job: its supervisor's process, up to the driver's",
     "driver imported": "the driver's imports",
-    "worker": "Ray Train: the controller's process and imports, up to rank 0's process",
+    "worker": "Ray Train, up to rank 0's process",
     "worker called": "rank 0's process: Ray's imports, up to our first call",
     "worker imported": "torch, Lightning and the loop",
     "group joined": "the process group",
@@ -222,17 +222,18 @@ def page(measured: dict[str, Any]) -> str:
 
 
 _NOTES = """
-All of it is imports. On two cores the gang's six processes of Python (Ray's supervisor of the job, the driver, Ray
-Train's controller, what keeps its workers in step, and two workers) share what `torchrun` has three for.
+All of it is imports. On two cores the gang's five processes of Python (Ray's supervisor of the job, the driver, what
+keeps Ray Train's workers in step, and two workers) share what `torchrun` has three for.
 
 What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
 import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;
 two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
-core each. With all but the last two it was 2.84 and 2.91 on 2026-11-27 and -28.
+core each; the controller's own process. With all but the last three it was 2.84 and 2.91 on 2026-11-27 and -28, and
+with all but the last 2.12, 2.35 and 2.53 on 2026-11-28.
 
-What was not done: the process group and the data are not set up side by side, since both together take half a second.
-Ray can load modules in every process that it starts (`preload_python_modules`); the supervisor of a job would then load
-torch too, on the way of every job. Workers of a gang are not forked from a warm process, as jobs of one worker are.
+What was not done: drivers of gangs are not forked from a warm process, as workers of jobs of one worker are, since Ray
+Train's imports start a thread, which does not survive a fork. Ray can load modules in every process that it starts
+(`preload_python_modules`); the supervisor of a job would then load torch too, on the way of every job.
 """.strip().splitlines()
 
 

@@ -22,6 +22,7 @@ RESULT = FOLDER.parent / "docs" / "results" / "table.md"
 BENCHMARKS: dict[str, list[str]] = {
     "decode": ["--rounds", "3", "--images", "256"],
     "shards": ["--images", "1000", "--rounds", "3"],
+    "end_to_end": ["--rounds", "4"],
     "step": ["--rounds", "5"],
     "overhead": [],
     "start": ["--repeats", "3"],

@@ -19,6 +19,8 @@ from trainer.hardware import device_name
 
 logger = logging.getLogger(__name__)
 
+MOST_KEPT = 64  # steps of a project
+
 
 class Artifacts:
     """The artifacts of one step: a network, its batch and how it is computed, on one kind of device.
@@ -38,7 +40,8 @@ class Artifacts:
             spec.training.precision, spec.training.compile, spec.training.progressive_from,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        self._store, self.key = store, f"{compiled_folder(job.project)}{digest[:32]}"
+        self._store, self._folder = store, compiled_folder(job.project)
+        self.key = f"{self._folder}{digest[:32]}"
         self._known: set[str] = set()  # the artifacts that were loaded
 
     def load(self) -> None:
@@ -65,9 +68,17 @@ class Artifacts:
             return
         try:
             self._store.put(self.key, made[0])
+            self._remove_oldest()
             logger.info("kept what was compiled, %.1f MB at %s", len(made[0]) / 1e6, self._store.uri(self.key))
         except StorageError as error:
             logger.warning("what was compiled can't be kept for others: %s", error)
+
+    def _remove_oldest(self) -> None:
+        """Let a project keep no more than `MOST_KEPT`: this one, and those that were written last before it."""
+        others = [item for item in self._store.list_objects(self._folder) if item.key != self.key]
+        others.sort(key=lambda item: item.modified, reverse=True)
+        for item in others[MOST_KEPT - 1 :]:
+            self._store.delete(item.key)
 
 
 def _names(told: CacheInfo) -> set[str]:

@@ -1,7 +1,7 @@
 """How the workers of a gang find each other, as Ray Train is told of it.
 
-The driver and Ray Train's controller import this module, so it imports neither torch nor Lightning, which neither of
-them needs: each would take seconds of the cores on which the workers import theirs.
+The driver, in which Ray Train's controller runs, imports this module, so it imports neither torch nor Lightning: each
+would take seconds for which the workers wait.
 """
 
 import logging

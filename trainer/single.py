@@ -2,8 +2,8 @@
 process, and needs no Ray Train for that.
 
 Ray schedules the driver with the worker's CPUs and GPU, and the worker inherits them. The driver imports neither torch
-nor Ray, so that one heavy start is left of the three that a gang takes (driver, Ray Train's controller, worker). A
-worker that dies is replaced, as in a gang, up to `retry.worker_restarts` times.
+nor Ray, so that one heavy start is left of the two that a gang takes one after the other (driver, workers). A worker
+that dies is replaced, as in a gang, up to `retry.worker_restarts` times.
 """
 
 import argparse

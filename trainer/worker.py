@@ -8,6 +8,7 @@ ends at the job's last; an epoch is a fact of the sampler. So resuming in the mi
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -127,8 +128,11 @@ def _train(
     spec, training = job.spec, job.spec.training
     started = time.monotonic()
     use_cores(spec.scaling.cpus_per_worker)
+    with _beside(open_images) as opened:
+        _over_ranks(place, None)  # the group's first exchange, before which NCCL connects all ranks
+        with _agreement(place):
+            images, held_out = opened.result()
     with _agreement(place):
-        images, held_out = open_images()
         per_epoch = steps_per_epoch(len(images), training.global_batch)
         normalisation = input_normalisation(images, spec.data.mean).to(place.device)
         total_steps = training.total_steps(per_epoch)
@@ -281,6 +285,16 @@ def _open(job: JobDocument, store: ObjectStore, cache: Path, cache_bytes: int | 
     images = opened("train")
     images.check(data.augment)
     return images, opened("validation" if data.validation else "test")
+
+
+@contextmanager
+def _beside(work: Callable[[], T]) -> Iterator["Future[T]"]:
+    """Do something in a thread. Left before its end, by a fault here, it is not waited for."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="open")
+    try:
+        yield pool.submit(work)
+    finally:
+        pool.shutdown(wait=False)
 
 
 @contextmanager

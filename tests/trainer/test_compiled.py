@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.compiler._cache import CacheInfo
 
 from resforge.storage import JobDocument
 from tests.s3 import S3Server
@@ -72,3 +75,27 @@ def test_what_can_not_be_read_is_passed_over(s3: S3Server, caplog: pytest.LogCap
     s3.store().put(artifacts.key, b"of another version of torch")
     artifacts.load()
     assert f"{artifacts.key} can't be taken up" in caplog.text
+
+
+def test_the_oldest_go_when_there_are_too_many(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = s3.store()
+    store.put("demo/compiled/the-oldest", b"")
+    wait_until_later_than(store.list_objects("demo/compiled/")[0].modified)
+    for name in ("a", "b"):
+        store.put(f"demo/compiled/{name}", b"")
+    store.put("demo/compiled-by-others", b"")  # no part of the folder
+    job = JobDocument(job="job-aaaaaaaaaaaa", project="demo", spec=small_spec(1), dataset=DIGITS)
+    artifacts = Artifacts(store, job, torch.device("cpu"), workers=1)
+    made = CacheInfo()
+    made.artifacts["inductor"] = ["one"]
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"compiled", made))
+    monkeypatch.setattr("trainer.compiled.MOST_KEPT", 3)
+    artifacts.save()
+    kept = [item.key for item in store.list_objects("demo/compiled")]
+    assert kept == sorted(["demo/compiled-by-others", "demo/compiled/a", "demo/compiled/b", artifacts.key])
+
+
+def wait_until_later_than(moment: datetime) -> None:
+    """S3 tells times in seconds."""
+    while datetime.now(UTC) < moment + timedelta(seconds=1):
+        time.sleep(0.05)
