@@ -3,8 +3,8 @@
     python benchmarks/start.py [--repeats 5] [--workers 2 1] [--json]
 
 Both sides train the same small job (8 layers on digits) on the same S3 server, taking turns. The service's Ray cluster
-is up already, as in production, so its start is not counted. Jobs of one worker are forked from a warm process, which
-the first of them has to start; that one is told apart. The first step's time is the one that rank 0 wrote into the
+is up already, as in production, so its start is not counted. Workers are forked from a warm process, which the first of
+all jobs has to start; that one is told apart. The first step's time is the one that rank 0 wrote into the
 metrics stream; what lies between is in the job's events (trainer/start.py). Writes docs/results/start.md.
 """
 
@@ -205,8 +205,8 @@ def page(measured: dict[str, Any]) -> str:
             "",
             "Seconds to the first optimiser step: from POST on a stack that is up, and from the start of `torchrun`",
             "with the same worker loop. Made by `benchmarks/start.py`, both sides taking turns in one run; medians",
-            f"(least to most) of {repeats} runs, after the first. A job of one worker is forked from a process that",
-            "has imported all, which the first of them starts.",
+            f"(least to most) of {repeats} runs, after the first. Workers on CPUs are forked from a process that has",
+            "imported all but Ray, which the first of all jobs, that in the first line, starts.",
             "",
             "| workers | Resforge, the first | Resforge, POST to first step | torchrun, start to first step | ratio |",
             "|---:|---:|---:|---:|---:|",
@@ -222,18 +222,21 @@ def page(measured: dict[str, Any]) -> str:
 
 
 _NOTES = """
-All of it is imports. On two cores the gang's five processes of Python (Ray's supervisor of the job, the driver, what
+Most of it is imports. On two cores the gang's five processes of Python (Ray's supervisor of the job, the driver, what
 keeps Ray Train's workers in step, and two workers) share what `torchrun` has three for.
 
 What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
 import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;
 two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
-core each; the controller's own process. With all but the last three it was 2.84 and 2.91 on 2026-11-27 and -28, and
-with all but the last 2.12, 2.35 and 2.53 on 2026-11-28.
+core each; the controller's own process; and a gang's workers are forked from the warm process, as jobs of one worker
+were before. With all but the last four it was 2.84 and 2.91 on 2026-11-27 and -28, with all but the last two 2.12,
+2.35 and 2.53, and with all but the last 1.9 to 2.2 on 2026-11-28. On GPUs, where nothing is forked, that is what
+is left.
 
-What was not done: drivers of gangs are not forked from a warm process, as workers of jobs of one worker are, since Ray
-Train's imports start a thread, which does not survive a fork. Ray can load modules in every process that it starts
-(`preload_python_modules`); the supervisor of a job would then load torch too, on the way of every job.
+What was not done: Ray is not imported before a fork, though its imports take two seconds of a core in the driver and
+in each worker, since it makes its workers' names of random numbers that would be the same in all. Ray can load modules
+in every process that it starts (`preload_python_modules`); the supervisor of a job would then load torch too, on the
+way of every job.
 """.strip().splitlines()
 
 

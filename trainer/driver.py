@@ -28,6 +28,7 @@ from ray.train.v2.api.result import Result as FitResult
 from resforge.jobs import Reason
 from resforge.s3 import ObjectStore
 from resforge.storage import JobDocument, JobPrefix, Result
+from trainer import forked
 from trainer.gang import GangConfig, GangNotJoined
 from trainer.ray_worker import WorkerConfig, train
 from trainer.settings import TrainerSettings
@@ -107,6 +108,10 @@ def drive(
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
+            # GPUs start cold, since CUDA does not survive a fork.
+            worker_runtime_env=(
+                {"py_executable": forked.COMMAND} if settings.warm_s > 0 and not scaling.gpus_per_worker else None
+            ),
             failure_config=FailureConfig(
                 max_failures=retry.worker_restarts,
                 max_preemption_failures=retry.worker_restarts,

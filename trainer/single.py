@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("told", type=Path, help="where to write what went wrong")
     parser.add_argument("life", type=int, help="a pipe's reading end; the driver has the other one")
     arguments = parser.parse_args(argv)
-    threading.Thread(target=_end_with, args=(arguments.life,), name="life", daemon=True).start()
+    warm.end_with(arguments.life)
     try:
         _work(arguments.prefix, arguments.attempt, TrainerSettings.from_environment())
     except BaseException as error:
@@ -222,12 +222,6 @@ class _LateGauges:
                 gauges({metric: value}, **dict(labels))
             self._waiting.clear()
             self._gauges = gauges
-
-
-def _end_with(life: int) -> None:
-    """End this process when the driver ends: an attempt that was given up must not go on training."""
-    os.read(life, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

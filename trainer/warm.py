@@ -2,7 +2,7 @@
 
 The import of Torch and Lightning takes several seconds of a core, which a job of seconds would pay each time. The warm
 process does nothing but import and fork, so jobs share no state: each worker is a fresh copy, with the environment, the
-folder and the output of the driver that asked for it. It ends by itself once nobody has asked for a while, and stands
+folder and the output of whoever asked for it. It ends by itself once nobody has asked for a while, and stands
 under a name of its own for each version of the code. Linux only, and not for GPUs: CUDA does not survive a fork.
 """
 
@@ -23,6 +23,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -80,6 +81,16 @@ def run(folder: Path, idle_s: float, module: str, argv: Sequence[str], life: int
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise Cold(str(error)) from error
     raise Cold(f"the warm process does not serve; see {folder / 'warm.log'}")
+
+
+def end_with(life: int) -> None:
+    """Have this process end when the one that holds the other end of a pipe does: a fork must not go on alone."""
+
+    def wait() -> None:
+        os.read(life, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="life", daemon=True).start()
 
 
 def _connect(folder: Path, idle_s: float) -> socket.socket:

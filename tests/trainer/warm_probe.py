@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
         "cwd": os.getcwd(),
         "parent": os.getppid(),
         "random": random.random(),
-        "heavy": [name for name in ("lightning.pytorch", "torch") if name in sys.modules],
+        "heavy": [name for name in ("lightning.pytorch", "ray", "torch") if name in sys.modules],
         "threads": len(os.listdir("/proc/self/task")),
     }
     print(json.dumps(seen), flush=True)
