@@ -1,6 +1,6 @@
 """From POST to the first optimiser step, against `torchrun` with the same worker loop on the same machine, in one run.
 
-    python benchmarks/start.py [--repeats 5] [--workers 2 1] [--json]
+    python benchmarks/start.py [--repeats 5] [--workers 2 1] [--cold] [--json]
 
 Both sides train the same small job (8 layers on digits) on the same S3 server, taking turns. The service's Ray cluster
 is up already, as in production, so its start is not counted. Workers are forked from a warm process, which the first of
@@ -126,9 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default 5)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="workers of the jobs (default 2 and 1)")
+    parser.add_argument("--cold", action="store_true", help="fork nothing, as on GPUs; prints, and writes no page")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    if arguments.cold:
+        os.environ["RESFORGE_WARM_S"] = "0"
     with tempfile.TemporaryDirectory(prefix="resforge-bench-") as folder:
         home = Path(folder) / "home"
         resforge = [str(BIN / "resforge"), "--home", str(home)]
@@ -141,8 +144,9 @@ def main() -> None:
         print(json.dumps(measured))
     else:
         text = page(measured)
-        RESULT.write_text(text)
         print(text)
+        if not arguments.cold:
+            RESULT.write_text(text)
 
 
 def _measure(home: Path, repeats: int, gangs: list[int]) -> dict[str, Any]:

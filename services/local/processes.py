@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 MARK = "RESFORGE_STACK"
+PART = "RESFORGE_STACK_PART"  # which of its programs started a process
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -63,8 +64,14 @@ def members(stack_id: str, work: Path) -> list[psutil.Process]:
     return found
 
 
-def strays(stack_id: str, work: Path, roots: Collection[int]) -> list[psutil.Process]:
-    """The processes of a stack that are neither in `roots` nor below one of them, and children of this process."""
+def strays(
+    stack_id: str, work: Path, roots: Collection[int], whose: Collection[str | None] | None = None
+) -> list[psutil.Process]:
+    """The processes of a stack that are neither in `roots` nor below one of them, and children of this process.
+
+    Args:
+        whose: only those which these programs started; None among them: and those that show nobody's name.
+    """
     # Candidates first: what a kept root starts from here on is no candidate, and so is never ended by mistake.
     candidates = {process.pid: process for process in members(stack_id, work)}
     # Orphans that were adopted count even where they dropped the mark.
@@ -75,7 +82,16 @@ def strays(stack_id: str, work: Path, roots: Collection[int]) -> list[psutil.Pro
             kept.update(child.pid for child in psutil.Process(root).children(recursive=True))
         except psutil.Error:
             continue
-    return [process for pid, process in candidates.items() if pid not in kept]
+    return [
+        process for pid, process in candidates.items() if pid not in kept and (whose is None or _part(process) in whose)
+    ]
+
+
+def _part(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(PART)
+    except (psutil.Error, OSError):
+        return None
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:

@@ -192,7 +192,7 @@ def ray_head(config: Config) -> Program:
         "NCCL_SOCKET_IFNAME": _LOOPBACK,
         "RESFORGE_SCRATCH": str(config.home.path / "scratch"),
         "RESFORGE_POD": str(config.home.path / "pod"),  # where a node's trainings can be told to make way, as in a pod
-        "RESFORGE_WARM_S": "120",  # small jobs follow each other here
+        "RESFORGE_WARM_S": config.base_env.get("RESFORGE_WARM_S", "120"),  # small jobs follow each other here
     }
     url = config.url("ray_dashboard")
     return Program(

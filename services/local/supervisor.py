@@ -64,7 +64,8 @@ class Supervisor:
         programs: what to run; names are unique.
         logs: the folder for each program's output.
         work: the programs' working directory.
-        strays: gives the stack's processes that are not below the process ids it is given.
+        strays: gives the stack's processes that are not below the process ids it is given; of all, or of these programs
+            alone (None: and of those that can't be told).
         changed: called whenever a part's state changes.
     """
 
@@ -74,7 +75,7 @@ class Supervisor:
         *,
         logs: Path,
         work: Path,
-        strays: Callable[[Collection[int]], "list[psutil.Process]"],
+        strays: "Callable[[Collection[int], Collection[str | None] | None], list[psutil.Process]]",
         changed: Callable[[Sequence[Part]], None],
     ) -> None:
         self.parts = [Part(program, logs / f"{program.name}.log") for program in programs]
@@ -149,7 +150,9 @@ class Supervisor:
     async def _run_once(self, part: Part) -> int:
         """Start the program, note when it is ready, and return its exit code once it has ended."""
         if part.starts:
-            await self._kill_strays()  # of the run before, which may hold its ports
+            # Of the run before, which may hold its ports; what other parts have left running works on.
+            program = part.program
+            await self._kill_strays((program.name, None) if program.ends_its_own else (program.name,))
         exited = self._spawn(part)
         began = time.monotonic()
         self._set(part, PartState.STARTING)
@@ -193,7 +196,7 @@ class Supervisor:
         with part.log_path.open("ab") as output:
             child = subprocess.Popen(
                 program.argv,
-                env=dict(program.env),
+                env={**program.env, processes.PART: program.name},
                 cwd=self._work,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -254,10 +257,10 @@ class Supervisor:
                 return
         log.error("%s (process %s) does not end even by SIGKILL", part.program.name, part.pid)
 
-    async def _kill_strays(self) -> None:
-        """End what belongs to the stack and is below none of its programs."""
+    async def _kill_strays(self, whose: Collection[str | None] | None = None) -> None:
+        """End what belongs to the stack, or to some of its programs, and is below none of them."""
         until = time.monotonic() + 15.0
-        while left := self._strays(tuple(self._exits)):
+        while left := self._strays(tuple(self._exits), whose):
             if time.monotonic() > until:
                 log.error("processes of the stack do not end: %s", sorted(process.pid for process in left))
                 return

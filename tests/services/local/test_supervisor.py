@@ -27,6 +27,14 @@ SPAWN = (
     "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
     "print(child.pid, flush=True); time.sleep(float(sys.argv[1]))"
 )
+# A process that is nobody's child, as the one is that workers are forked from, beside one that lives on.
+DETACH = (
+    "import subprocess, sys, time\n"
+    "spawn = 'import subprocess, sys; child = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)'\n"
+    "spawn += '; print(child.pid, flush=True)'\n"
+    "subprocess.run([sys.executable, '-S', '-c', spawn, '-S', '-c', 'import time; time.sleep(600)'], check=True)\n"
+    "time.sleep(600)"
+)
 
 
 class Run:
@@ -137,6 +145,16 @@ def test_sigterm_ends_also_who_ignores_it_and_what_they_started(runs: Any) -> No
     assert run.members() == []
     assert gone(grandchild)
     assert gone(orphan)
+
+
+def test_what_one_part_left_running_ends_with_that_part_alone(runs: Any) -> None:
+    run = runs(program("a", SLEEP), program("detacher", [sys.executable, "-S", "-c", DETACH]))
+    orphan = int(run.printed("detacher"))
+    for name, orphan_ends in (("a", False), ("detacher", True)):
+        _, pid, _, _ = run.part(name)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda name=name: run.part(name)[0] == "ready" and run.part(name)[2] == 2)  # type: ignore[misc]
+        assert gone(orphan) == orphan_ends
 
 
 def test_a_second_signal_waits_for_nobody(runs: Any) -> None:
