@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,6 +48,7 @@ from resforge.resources import (
     LogEntry,
     ModelInfo,
     Problem,
+    RemovedDataset,
     StudyInfo,
     TrainEntry,
 )
@@ -367,6 +369,18 @@ class Client:
 
     def datasets(self) -> list[DatasetInfo]:
         return list(self._pages(DatasetInfo, "/v1/datasets"))
+
+    def remove_dataset(self, name: str) -> RemovedDataset:
+        """Remove a data set that the project has ingested; its objects too, where they lie in the service's own bucket.
+
+        Raises:
+            Conflict: a job that has not ended works on it, the project has not ingested it, or another data set lies
+                in the same place.
+            NotFound: the project may name no such data set.
+            Unavailable: object storage fails; the data set is registered still, so that this can be repeated.
+        """
+        # Quoted whole: httpx would follow a name's `..` to another route.
+        return self._parse(RemovedDataset, self._request("DELETE", f"/v1/datasets/{quote(name, safe='')}"))
 
     # How it is done
 

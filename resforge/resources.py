@@ -168,5 +168,15 @@ class ModelInfo(Resource):
 class Deleted(Resource):
     """What a deletion removed."""
 
-    deleted: str = Field(description="The job's or the study's id.")
+    deleted: str = Field(description="The job's or the study's id, or the data set's name.")
     objects_removed: int
+
+
+class RemovedDataset(Deleted):
+    """What the removal of a data set removed."""
+
+    location: str | None = Field(description="Where it lay, and where objects that were left lie still.")
+    objects_left: bool = Field(
+        description="Whether its objects were left, since they don't lie below the project's data sets in the "
+        "service's own bucket."
+    )

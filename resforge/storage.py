@@ -136,6 +136,26 @@ def datasets_folder(project: str) -> str:
     return f"{project}/datasets/"
 
 
+def own_folder(dataset: DatasetInfo, bucket: str) -> str | None:
+    """The key, ending in a slash, of an ingested data set's folder where that lies below its project's data sets in
+    the service's own bucket, `bucket`. None elsewhere: what lies there is not the service's to remove."""
+    mine = f"s3://{bucket}/"
+    if dataset.project is None or dataset.location is None or not dataset.location.startswith(mine):
+        return None
+    parts = dataset.location.removeprefix(mine).rstrip("/").split("/")
+    # A worker wrote the location, and a server that keeps objects in files may follow `..` into another project.
+    if any(part in ("", ".", "..") for part in parts):
+        return None
+    key, folder = f"{'/'.join(parts)}/", datasets_folder(dataset.project)
+    return key if key.startswith(folder) and key != folder else None
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one address is the other, or lies below it."""
+    first, second = f"{one.rstrip('/')}/", f"{other.rstrip('/')}/"
+    return first.startswith(second) or second.startswith(first)
+
+
 def compiled_folder(project: str) -> str:
     """The key, ending in a slash, under which a project's compiled steps lie in the service's own bucket."""
     return f"{project}/compiled/"

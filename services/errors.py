@@ -33,6 +33,18 @@ class DatasetNameTaken(ServiceError):
     """The name is that of a data set which this project has not ingested."""
 
 
+class DatasetNotIngested(ServiceError):
+    """The data set is the operator's, and a project removes only what it has ingested."""
+
+
+class DatasetInUse(ServiceError):
+    """Jobs that have not ended work on the data set."""
+
+
+class DatasetsOverlap(ServiceError):
+    """Another data set has objects in the same place."""
+
+
 class CheckpointNotFound(ServiceError):
     """The job has no such checkpoint."""
 

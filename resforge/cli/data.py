@@ -12,7 +12,7 @@ from resforge.cli.reports import succeeded
 from resforge.cli.submit import check
 
 if TYPE_CHECKING:
-    from resforge.resources import JobReport
+    from resforge.resources import JobReport, RemovedDataset
 
 app = typer.Typer(no_args_is_help=True, help="Data sets of one's own.")
 
@@ -75,6 +75,27 @@ def ingest(
         print_json(found)
     else:
         _show(found)
+
+
+@app.command()
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The name that jobs give as data.dataset.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a data set that this project has ingested, for good; its objects too, where they are the service's."""
+    with client(context) as connected:
+        if not yes:
+            typer.confirm(f"Remove the data set {name}, for good?", abort=True, err=True)
+        removed = connected.remove_dataset(name)
+    print_json(removed) if as_json else typer.echo(_told(removed))
+
+
+def _told(removed: "RemovedDataset") -> str:
+    if removed.objects_left:
+        return f"data set {removed.deleted} is removed; its objects were left where they lie, at {removed.location}"
+    return f"data set {removed.deleted} is removed, with {removed.objects_removed} objects"
 
 
 def _show(found: "JobReport") -> None:

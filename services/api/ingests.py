@@ -1,15 +1,21 @@
-"""Whether a project may ingest what it asks to: from where, to where, and under which name."""
+"""Whether a project may ingest what it asks to: from where, to where, and under which name; and how what it has
+ingested is removed."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from resforge.jobs import DatasetInfo
+from resforge.resources import RemovedDataset
+from resforge.s3 import ObjectStore
 from resforge.spec import FieldProblem, IngestSpec
-from resforge.storage import datasets_folder
+from resforge.storage import datasets_folder, overlap, own_folder
 from services.errors import DatasetNameTaken, DatasetNotFound
 from services.settings import Settings
 from services.store.store import JobStore
+
+logger = logging.getLogger(__name__)
 
 
 def place_problems(
@@ -26,16 +32,10 @@ def place_problems(
         found.append(_problem("/target", message, spec.target))
     if spec.target is not None and not found:
         for there in store.ingest_targets(project, idempotency_key):
-            if _overlap(there, spec.target):
+            if overlap(there, spec.target):
                 message = f"an ingest writes to {there} now, and two would spoil each other's shards; wait for its end"
                 return [_problem("/target", message, spec.target)]
     return found
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether one address is the other, or lies below it."""
-    first, second = f"{one.rstrip('/')}/", f"{other.rstrip('/')}/"
-    return first.startswith(second) or second.startswith(first)
 
 
 def _source_problems(source: str, project: str, settings: Settings) -> Iterator[FieldProblem]:
@@ -79,6 +79,28 @@ def dataset_to_be(spec: IngestSpec, project: str, store: JobStore) -> DatasetInf
         image_size=spec.image_size,
         project=project,
     )
+
+
+def remove(name: str, project: str, store: JobStore, objects: ObjectStore) -> RemovedDataset:
+    """Unregister a data set and then remove its objects, where they are the service's to remove.
+
+    Unlike a job, which nobody builds upon while it is deleted, it is unregistered first: a job that begins to read it
+    meanwhile would fail. Should this process end between the two, its objects are left, and an operator's to remove.
+
+    Raises:
+        DatasetInUse, DatasetNotFound, DatasetNotIngested, DatasetsOverlap: as JobStore.remove_dataset does.
+        StorageRefused, StorageUnavailable: some objects may be removed; the data set is registered again, so that
+            this can be repeated.
+    """
+    dataset = store.remove_dataset(project, name, bucket=objects.bucket)
+    folder = own_folder(dataset, objects.bucket)
+    try:
+        removed = 0 if folder is None else objects.delete_prefix(folder)
+    except Exception:
+        if not store.restore_dataset(dataset):
+            logger.warning("data set %s of %s: some objects are left at %s", name, project, dataset.location)
+        raise
+    return RemovedDataset(deleted=name, objects_removed=removed, location=dataset.location, objects_left=folder is None)
 
 
 def _problem(pointer: str, message: str, given: str) -> FieldProblem:

@@ -8,6 +8,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from resforge.jobs import DatasetInfo
+from resforge.spec import AnalyseSpec, CommonSpec, EvaluateSpec, TrainSpec
 from services.errors import DatasetNotFound, KeyNotFound, ProjectExists, ProjectNotFound, Unauthenticated
 from services.store.base import StoreBase, insert
 from services.store.tables import ApiKeyRow, DatasetRow, ProjectRow
@@ -91,13 +92,19 @@ class AccessStore(StoreBase):
                 .on_conflict_do_update(index_elements=["name"], set_={k: v for k, v in values.items() if k != "name"})
             )
 
+    def restore_dataset(self, dataset: DatasetInfo) -> bool:
+        """Register a data set again that was removed, and tell whether its name was still free."""
+        with self._write() as session:
+            added = insert(session, DatasetRow).values(dataset.model_dump()).on_conflict_do_nothing()
+            return session.scalar(added.returning(DatasetRow.name)) is not None
+
     def datasets(self, project: str | None = None) -> list[DatasetInfo]:
         """Every registered data set, by name; with `project`, those that it may name."""
         query = select(DatasetRow).order_by(DatasetRow.name)
         if project is not None:
             query = query.where(or_(DatasetRow.project.is_(None), DatasetRow.project == project))
         with self._read() as session:
-            return [_dataset_of(row) for row in session.scalars(query)]
+            return [dataset_of(row) for row in session.scalars(query)]
 
     def dataset(self, name: str, project: str | None = None) -> DatasetInfo:
         """The data set of that name; with `project`, if that may name it.
@@ -108,8 +115,26 @@ class AccessStore(StoreBase):
         with self._read() as session:
             row = session.get(DatasetRow, name)
         if row is None or (project is not None and row.project not in (None, project)):
-            raise DatasetNotFound(f"no dataset {name!r} is registered")
-        return _dataset_of(row)
+            raise no_dataset(name)
+        return dataset_of(row)
+
+
+def hold_dataset(session: Session, spec: CommonSpec, dataset: DatasetInfo) -> None:
+    """Keep the ingested data set that a spec names from being removed until this transaction ends.
+
+    Raises:
+        DatasetNotFound: it was removed since it was looked for.
+    """
+    names = isinstance(spec, TrainSpec | EvaluateSpec | AnalyseSpec) and spec.data.dataset is not None
+    if not names or dataset.project is None:
+        return
+    row = select(DatasetRow.name).where(DatasetRow.name == dataset.name, DatasetRow.project == dataset.project)
+    if session.scalar(row.with_for_update(read=True, key_share=True)) is None:
+        raise no_dataset(dataset.name)
+
+
+def no_dataset(name: str) -> DatasetNotFound:
+    return DatasetNotFound(f"no dataset {name!r} is registered")
 
 
 def put_ingested(session: Session, dataset: DatasetInfo) -> bool:
@@ -136,5 +161,5 @@ def _sha256(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
-def _dataset_of(row: DatasetRow) -> DatasetInfo:
+def dataset_of(row: DatasetRow) -> DatasetInfo:
     return DatasetInfo.model_validate({name: getattr(row, name) for name in DatasetInfo.model_fields})

@@ -4,27 +4,47 @@ Projects, keys and data sets are in access.py, the controller's side in control.
 holds no other I/O.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import JSON, and_, exists, func, literal, or_, select, tuple_, type_coerce
+from sqlalchemy.orm import Session
 
 from resforge.jobs import TERMINAL, Attempt, DatasetInfo, Event, Job, JobState, Reason
 from resforge.spec import CommonSpec
+from resforge.storage import dataset_folder, overlap, own_folder
 from services.errors import (
+    DatasetInUse,
+    DatasetNotIngested,
+    DatasetsOverlap,
     GenerationMismatch,
     IdempotencyConflict,
     JobEnded,
     JobNotTerminal,
     SchemaNotCurrent,
 )
-from services.store.access import AccessStore, random_id, require_project
+from services.store.access import AccessStore, dataset_of, hold_dataset, no_dataset, random_id, require_project
 from services.store.base import append_events, attempt_of, cursor_of, event_of, find_job, insert, job_of, parse_cursor
 from services.store.control import ControlStore
 from services.store.migrate import current_revision, head_revision
 from services.store.records import JobRecord, NewEvent
 from services.store.studies import StudyStore
-from services.store.tables import AttemptRow, EventRow, JobLabelRow, JobRow, LeaseRow, ProjectRow, Text, UtcDateTime
+from services.store.tables import (
+    AttemptRow,
+    DatasetRow,
+    EventRow,
+    JobLabelRow,
+    JobRow,
+    LeaseRow,
+    ProjectRow,
+    Text,
+    UtcDateTime,
+)
+
+NAMED = 20  # jobs that a message names
+
+_LIVE = JobRow.state.not_in(sorted(TERMINAL))
+_KIND = type_coerce(JobRow.spec, JSON)["kind"].as_string()
 
 
 class JobStore(AccessStore, ControlStore, StudyStore):
@@ -45,6 +65,7 @@ class JobStore(AccessStore, ControlStore, StudyStore):
         """Add a job, and tell whether it is new: the same key with the same hash gives the first job again.
 
         Raises:
+            DatasetNotFound: an ingested data set that the spec names was removed since it was looked for.
             IdempotencyConflict: the key was used in this project with another hash.
             ProjectNotFound: there is no such project.
         """
@@ -80,6 +101,7 @@ class JobStore(AccessStore, ControlStore, StudyStore):
                 .returning(JobRow.id)
             )
             if added is not None:
+                hold_dataset(session, spec, dataset)
                 session.add_all(JobLabelRow(job_id=job_id, key=key, value=value) for key, value in spec.labels.items())
                 append_events(session, job_id, [NewEvent("JobSubmitted", after=JobState.QUEUED)], now)
                 return job_of(find_job(session, project, job_id)), True
@@ -224,8 +246,7 @@ class JobStore(AccessStore, ControlStore, StudyStore):
     def ingest_targets(self, project: str, idempotency_key: str | None) -> list[str]:
         """Where ingests that have not ended write to, of those that were given a place. Any project's count, but not
         the job that this project has submitted with this key: that is the one asked about."""
-        kind = type_coerce(JobRow.spec, JSON)["kind"].as_string()
-        query = select(JobRow).where(JobRow.state.not_in(sorted(TERMINAL)), kind == "ingest")
+        query = select(JobRow).where(_LIVE, _KIND == "ingest")
         with self._read() as session:
             return [
                 row.dataset.location
@@ -233,6 +254,42 @@ class JobStore(AccessStore, ControlStore, StudyStore):
                 if row.dataset.location is not None
                 and (idempotency_key is None or (row.project, row.idempotency_key) != (project, idempotency_key))
             ]
+
+    def remove_dataset(self, project: str, name: str, *, bucket: str) -> DatasetInfo:
+        """Unregister a data set that the project has ingested, and give back what was known of it. Its objects are the
+        caller's to remove, where they have a folder of their own in `bucket`, which is the service's. Jobs that have
+        ended keep what they were submitted with.
+
+        Raises:
+            DatasetInUse: jobs of the project that have not ended read it, or write where it lies.
+            DatasetNotFound: the project may name no such data set.
+            DatasetNotIngested: it is the operator's.
+            DatasetsOverlap: removing its objects would remove another's.
+        """
+        with self._write() as session:
+            # What names it takes a lock upon it too (hold_dataset): its job is seen below, or comes too late.
+            row = session.scalar(select(DatasetRow).where(DatasetRow.name == name).with_for_update())
+            if row is None or row.project not in (None, project):
+                raise no_dataset(name)
+            dataset = dataset_of(row)
+            if dataset.project is None:
+                raise DatasetNotIngested(
+                    f"data set {name} is the operator's; a project removes only what it has ingested itself"
+                )
+            if busy := list(_jobs_at(session, dataset, bucket)):
+                more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""
+                raise DatasetInUse(
+                    f"data set {name} is in use by jobs that have not ended: {', '.join(busy[:NAMED])}{more}; wait for "
+                    "their end, or cancel them"
+                )
+            # Where its objects are left, they spoil nobody's.
+            if own_folder(dataset, bucket) is not None and (beside := list(_datasets_at(session, dataset))):
+                raise DatasetsOverlap(
+                    f"the objects of data set {name} lie in one place with those of {', '.join(beside)}, which would "
+                    "be removed too; ingest one of them to another place first"
+                )
+            session.delete(row)
+            return dataset
 
     def last_tick(self) -> datetime | None:
         """When a controller last finished a look at all live jobs; None if none ever did."""
@@ -253,3 +310,22 @@ class JobStore(AccessStore, ControlStore, StudyStore):
                 f"the database's schema is at {current or 'nothing'} and this version needs {head_revision()}; "
                 "`python -m services migrate` brings an older one there"
             )
+
+
+def _jobs_at(session: Session, dataset: DatasetInfo, bucket: str) -> Iterator[str]:
+    """The project's jobs that have not ended and read what lies at the data set's place, or write there."""
+    query = select(JobRow.id, JobRow.dataset, _KIND).where(_LIVE, JobRow.project == dataset.project)
+    for job, theirs, kind in session.execute(query.order_by(JobRow.created_at, JobRow.id)):
+        place = theirs.location
+        if place is None and kind == "ingest":  # it was given no place, and writes to its own
+            place = f"s3://{bucket}/{dataset_folder(dataset.project or '', theirs.name, job)}"
+        if place is not None and dataset.location is not None and overlap(place, dataset.location):
+            yield job
+
+
+def _datasets_at(session: Session, dataset: DatasetInfo) -> Iterator[str]:
+    """Other data sets, anybody's, that lie at the data set's place, or above or below it."""
+    query = select(DatasetRow.name, DatasetRow.location).where(DatasetRow.name != dataset.name)
+    for name, location in session.execute(query.order_by(DatasetRow.name)):
+        if location is not None and dataset.location is not None and overlap(location, dataset.location):
+            yield name

@@ -14,7 +14,7 @@ from resforge.jobs import TERMINAL, DatasetInfo, Job, JobState, Reason
 from resforge.spec import CommonSpec
 from resforge.studies.report import StudyDocument
 from services.errors import IdempotencyConflict, StudyNotFound, StudyNotTerminal
-from services.store.access import require_project
+from services.store.access import hold_dataset, require_project
 from services.store.base import StoreBase, append_events, cursor_of, insert, job_of, parse_cursor
 from services.store.records import JobRecord, NewEvent
 from services.store.tables import JobLabelRow, JobRow, ProjectRow, StudyRow, Text, UtcDateTime
@@ -43,6 +43,7 @@ class StudyStore(StoreBase):
         """Add a study with all its jobs, or nothing; tell whether it is new.
 
         Raises:
+            DatasetNotFound: an ingested data set that a job names was removed since it was looked for.
             IdempotencyConflict: the key was used in this project with another hash.
             ProjectNotFound: there is no such project.
         """
@@ -80,6 +81,7 @@ class StudyStore(StoreBase):
                     )
                 return first.document, False
             for place, job in enumerate(jobs):
+                hold_dataset(session, job.spec, job.dataset)
                 at = now + timedelta(microseconds=place)  # jobs start in the order of their times
                 session.add(
                     JobRow(

@@ -1,5 +1,7 @@
-"""`resforge data ingest` against a real API; its job is taken to its end as controller and trainer would."""
+"""`resforge data` against a real API; an ingest is taken to its end as controller and trainer would."""
 
+import io
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from resforge.cli.watch import figures
-from resforge.jobs import Job, JobState
+from resforge.jobs import DatasetInfo, Job, JobState
 from resforge.metrics import Progress
 from resforge.reports import Report
 from resforge.storage import REPORT
@@ -83,6 +85,46 @@ def test_a_folder_is_named_whole(cli: Cli, api: Api, tmp_path: Path, monkeypatch
     done = cli("data", "ingest", "photographs/../pets", "--name", "pets", "--detach")
     assert done.code == 2  # this API reads no folders
     assert f'(given: "{tmp_path}/pets")' in done.err or "RESFORGE_DATA_ROOTS" in done.err
+
+
+def registered(api: Api, name: str, *, bucket: str | None = None) -> str:
+    """A data set with two objects that the project has ingested, and where it lies."""
+    key = f"{PROJECT}/datasets/{name}"
+    for shard in ("dataset.json", "train-000000.tar"):
+        api.objects.put(f"{key}/{shard}", b"bytes")
+    dataset = DatasetInfo(
+        name=name, format="shards", location=f"s3://{bucket or api.objects.bucket}/{key}", channels=3, classes=2,
+        image_size=32, project=PROJECT,
+    )  # fmt: skip
+    api.store.register_dataset(dataset)
+    return key
+
+
+def test_a_data_set_is_removed_once_a_person_says_so(cli: Cli, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = registered(api, "cats/small")
+    for said in ("n\n", "\n", ""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        done = cli("data", "remove", "cats/small")
+        assert (done.code, done.out.strip()) == (1, "")
+        assert "Remove the data set cats/small, for good?" in done.err
+    assert len(api.objects.list_objects(f"{key}/")) == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    done = cli("data", "remove", "cats/small")
+    assert (done.code, done.out.lstrip()) == (0, "data set cats/small is removed, with 2 objects\n")
+    assert api.objects.list_objects(f"{key}/") == []
+    done = cli("data", "remove", "cats/small", "--yes")
+    assert (done.code, "no dataset 'cats/small' is registered" in done.err) == (3, True)
+
+
+def test_a_script_removes_a_data_set(cli: Cli, api: Api) -> None:
+    registered(api, "dogs")
+    done = cli("data", "remove", "dogs", "--yes", "--json")
+    assert (done.code, done.json["objects_removed"], done.json["objects_left"]) == (0, 2, False)
+    key = registered(api, "dogs", bucket="elsewhere")
+    done = cli("data", "remove", "dogs", "--yes")
+    assert done.out == f"data set dogs is removed; its objects were left where they lie, at s3://elsewhere/{key}\n"
+    done = cli("data", "remove", "digits", "--yes")
+    assert (done.code, "data set digits is the operator's" in done.err) == (5, True)
 
 
 @pytest.mark.parametrize(

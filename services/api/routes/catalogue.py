@@ -4,9 +4,10 @@ from fastapi import APIRouter
 
 from resforge.jobs import DatasetInfo
 from resforge.recipes import Recipe, all_recipes, get
-from resforge.resources import ModelInfo, Page
+from resforge.resources import ModelInfo, Page, RemovedDataset
 from services.api.catalogue import models
 from services.api.context import Project, Svc
+from services.api.ingests import remove
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 
@@ -33,3 +34,15 @@ def list_datasets(project: Project, services: Svc) -> Page[DatasetInfo]:
     """What a job's `data.dataset` may name: the operator's, and what the project has ingested. Where they lie only
     operators see."""
     return Page(items=tuple(services.store.datasets(project)))
+
+
+@router.delete("/datasets/{name:path}", summary="Remove a data set that the project has ingested, and its objects")
+def remove_dataset(project: Project, services: Svc, name: str) -> RemovedDataset:
+    """Refused while a job that has not ended works on it, and where another data set lies in the same place.
+
+    Objects are removed below the project's data sets in the service's own bucket. In other buckets they are left where
+    they lie. Where object storage fails meanwhile, the data set stays registered, maybe without some of its objects:
+    repeat the request. Jobs that have ended keep their records and checkpoints; an evaluation of such a checkpoint that
+    names no other data set will fail with `InvalidData`.
+    """
+    return remove(name, project, services.store, services.objects)

@@ -37,7 +37,7 @@ def test_every_route_is_there(schema: dict[str, Any]) -> None:
         "GET /v1/jobs/{job_id}/report", "POST /v1/studies", "GET /v1/studies", "GET /v1/studies/{study_id}",
         "DELETE /v1/studies/{study_id}", "POST /v1/studies/{study_id}/cancel", "GET /v1/studies/{study_id}/report",
         "GET /v1/studies/{study_id}/report.html", "GET /v1/recipes", "GET /v1/recipes/{name}", "GET /v1/models",
-        "GET /v1/datasets",
+        "GET /v1/datasets", "DELETE /v1/datasets/{name}",
         "GET /healthz", "GET /readyz", "GET /metrics",
     }  # fmt: skip
 

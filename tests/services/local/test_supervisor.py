@@ -30,8 +30,9 @@ SPAWN = (
 # A process that is nobody's child, as the one is that workers are forked from, beside one that lives on.
 DETACH = (
     "import subprocess, sys, time\n"
-    "spawn = 'import subprocess, sys; child = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)'\n"
-    "spawn += '; print(child.pid, flush=True)'\n"
+    "spawn = 'import subprocess, sys; '\n"
+    "spawn += 'child = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True); '\n"
+    "spawn += 'print(child.pid, flush=True)'\n"
     "subprocess.run([sys.executable, '-S', '-c', spawn, '-S', '-c', 'import time; time.sleep(600)'], check=True)\n"
     "time.sleep(600)"
 )
