@@ -234,8 +234,8 @@ import only because they are there; Ray Train's look at its workers every 0.2 s 
 two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
 core each; the controller's own process; and a gang's workers are forked from the warm process, as jobs of one worker
 were before. With all but the last four it was 2.84 and 2.91 on 2026-11-27 and -28, with all but the last two 2.12,
-2.35 and 2.53, and with all but the last 1.9 to 2.2 on 2026-11-28. On GPUs, where nothing is forked, that is what
-is left.
+2.35 and 2.53, and with all but the last 1.98 and 2.22 (`--cold`) on 2026-11-28. On GPUs, where nothing is forked, that
+is what is left.
 
 What was not done: Ray is not imported before a fork, though its imports take two seconds of a core in the driver and
 in each worker, since it makes its workers' names of random numbers that would be the same in all. Ray can load modules
