@@ -145,6 +145,7 @@ class Controller:
         self._leadership = Leadership(store, holder, settings.lease_s)
         self._epoch: int | None = None
         self._watch = Watch(gap_s=settings.lease_s)
+        self._begun = False  # in this tick: attempts were written down, which the next one submits
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="look")
 
     @property
@@ -161,6 +162,8 @@ class Controller:
                 try:
                     if not self.tick(stop):
                         pause = max(pause, self._settings.lease_s / 5)
+                    elif self._begun:
+                        pause = 0.0
                 except StoreUnavailable as error:
                     logger.warning("nothing can be done now: %s", error)
                     pause = max(pause, 1.0)
@@ -185,6 +188,7 @@ class Controller:
     def tick(self, stop: threading.Event | None = None) -> bool:
         """Take every live job one step further; False if another controller acts."""
         began = time.perf_counter()
+        self._begun = False
         if not self._lead():
             return False
         try:
@@ -426,6 +430,7 @@ class Controller:
     def _write(self, record: JobRecord, change: Change) -> None:
         if change != Change():
             self._store.apply(self._leadership.lease, record, change)
+            self._begun |= change.new_attempt is not None
             self._metrics.changed(record, change)
 
 

@@ -406,3 +406,13 @@ def test_it_runs_until_it_is_told_to_stop_and_gives_its_lease_back(stage: Stage)
     first.run(stop)
     assert stage.launcher.starts == {f"{job.id}-1": 1}
     assert second.tick()  # at once, without waiting for the lease to expire
+
+
+def test_an_attempt_that_was_written_down_is_submitted_at_once(stage: Stage) -> None:
+    job, stop = stage.submit(), threading.Event()
+    stage.launcher.on_start = lambda _: stop.set()
+    late = threading.Timer(30, stop.set)
+    late.start()
+    stage.controller(tick_s=3600).run(stop)
+    late.cancel()
+    assert stage.launcher.starts == {f"{job.id}-1": 1}
