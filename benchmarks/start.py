@@ -130,14 +130,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and write no page")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    if arguments.cold:
-        os.environ["RESFORGE_WARM_S"] = "0"
+    os.environ["RESFORGE_WARM_S"] = "0" if arguments.cold else "120"
     with tempfile.TemporaryDirectory(prefix="resforge-bench-") as folder:
         home = Path(folder) / "home"
         resforge = [str(BIN / "resforge"), "--home", str(home)]
         subprocess.run([*resforge, "up", "--detach"], check=True, stdout=sys.stderr)
         try:
             measured = _measure(home, arguments.repeats, arguments.workers)
+            measured["forked"] = COLD if arguments.cold else FORKED
         finally:
             subprocess.run([*resforge, "down"], check=True, stdout=sys.stderr)
     if arguments.json:
@@ -209,8 +209,7 @@ def page(measured: dict[str, Any]) -> str:
             "",
             "Seconds to the first optimiser step: from POST on a stack that is up, and from the start of `torchrun`",
             "with the same worker loop. Made by `benchmarks/start.py`, both sides taking turns in one run; medians",
-            f"(least to most) of {repeats} runs, after the first. Workers on CPUs are forked from a process that has",
-            "imported all but Ray, which the first of all jobs, that in the first line, starts.",
+            f"(least to most) of {repeats} runs, after the first. {measured['forked']}",
             "",
             "| workers | Resforge, the first | Resforge, POST to first step | torchrun, start to first step | ratio |",
             "|---:|---:|---:|---:|---:|",
@@ -225,9 +224,12 @@ def page(measured: dict[str, Any]) -> str:
     )
 
 
+FORKED = """Workers on CPUs are forked from a process that has
+imported all but Ray, which the first of all jobs, that in the first line, starts."""
+COLD = "All workers import for themselves, as on GPUs."
 _NOTES = """
-Most of it is imports. On two cores the gang's five processes of Python (Ray's supervisor of the job, the driver, what
-keeps Ray Train's workers in step, and two workers) share what `torchrun` has three for.
+Most of it is imports. On two cores the gang's five processes of Python that import Ray (its supervisor of the job, the
+driver, what keeps Ray Train's workers in step, and two workers) share what `torchrun` has three processes for.
 
 What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
 import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;

@@ -70,6 +70,7 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
 # Seconds before each further try of a request; an API that is being restarted answers again within them.
+REMOVAL_S = 600.0  # of a data set's objects, a thousand at a time
 PAUSES = (0.2, 0.5, 1.0)
 # The server sends a keep-alive every 15 s, so a stream that is silent for longer than two of them is dead.
 STREAM_SILENCE_S = 40.0
@@ -377,10 +378,12 @@ class Client:
             Conflict: a job that has not ended works on it, the project has not ingested it, or another data set lies
                 in the same place.
             NotFound: the project may name no such data set.
-            Unavailable: object storage fails; the data set is registered still, so that this can be repeated.
+            Unavailable: object storage fails; the data set is registered still, so that this can be repeated. Or the
+                API does not answer within ten minutes, and goes on: then it is not registered any more.
         """
         # Quoted whole: httpx would follow a name's `..` to another route.
-        return self._parse(RemovedDataset, self._request("DELETE", f"/v1/datasets/{quote(name, safe='')}"))
+        path = f"/v1/datasets/{quote(name, safe='')}"
+        return self._parse(RemovedDataset, self._request("DELETE", path, timeout=REMOVAL_S))
 
     # How it is done
 

@@ -68,10 +68,14 @@ class Artifacts:
             return
         try:
             self._store.put(self.key, made[0])
-            self._remove_oldest()
             logger.info("kept what was compiled, %.1f MB at %s", len(made[0]) / 1e6, self._store.uri(self.key))
         except StorageError as error:
             logger.warning("what was compiled can't be kept for others: %s", error)
+            return
+        try:
+            self._remove_oldest()
+        except StorageError as error:
+            logger.warning("what was compiled long ago can't be removed: %s", error)
 
     def _remove_oldest(self) -> None:
         """Let a project keep no more than `MOST_KEPT`: this one, and those that were written last before it."""

@@ -17,6 +17,7 @@ from ray.runtime_context import RuntimeContext
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -68,7 +69,8 @@ class _Trainer(DataParallelTrainer):
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        spared = (DatasetsCallback, PlacementGroupCleanerCallback)
+        # The last is for Ray's page of trainings, which knows a training by its controller's actor.
+        spared = (DatasetsCallback, PlacementGroupCleanerCallback, StateManagerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spared)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> FitResult:

@@ -6,9 +6,10 @@ ends at the job's last; an epoch is a fact of the sampler. So resuming in the mi
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -128,11 +129,10 @@ def _train(
     spec, training = job.spec, job.spec.training
     started = time.monotonic()
     use_cores(spec.scaling.cpus_per_worker)
-    with _beside(open_images) as opened:
-        _over_ranks(place, None)  # the group's first exchange, before which NCCL connects all ranks
-        with _agreement(place):
-            images, held_out = opened.result()
+    opened = _beside(open_images)
+    _over_ranks(place, None)  # the group's first exchange, before which NCCL connects all ranks
     with _agreement(place):
+        images, held_out = opened.result()
         per_epoch = steps_per_epoch(len(images), training.global_batch)
         normalisation = input_normalisation(images, spec.data.mean).to(place.device)
         total_steps = training.total_steps(per_epoch)
@@ -287,14 +287,18 @@ def _open(job: JobDocument, store: ObjectStore, cache: Path, cache_bytes: int | 
     return images, opened("validation" if data.validation else "test")
 
 
-@contextmanager
-def _beside(work: Callable[[], T]) -> Iterator["Future[T]"]:
-    """Do something in a thread. Left before its end, by a fault here, it is not waited for."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="open")
-    try:
-        yield pool.submit(work)
-    finally:
-        pool.shutdown(wait=False)
+def _beside(work: Callable[[], T]) -> "Future[T]":
+    """Do something in a thread, which nobody waits for who does not ask for what it gives."""
+    given = Future[T]()
+
+    def do() -> None:
+        try:
+            given.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is asked for
+            given.set_exception(error)
+
+    threading.Thread(target=do, name="beside", daemon=True).start()
+    return given
 
 
 @contextmanager

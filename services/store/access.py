@@ -128,7 +128,11 @@ def hold_dataset(session: Session, spec: CommonSpec, dataset: DatasetInfo) -> No
     names = isinstance(spec, TrainSpec | EvaluateSpec | AnalyseSpec) and spec.data.dataset is not None
     if not names or dataset.project is None:
         return
-    row = select(DatasetRow.name).where(DatasetRow.name == dataset.name, DatasetRow.project == dataset.project)
+    row = select(DatasetRow.name).where(
+        DatasetRow.name == dataset.name,
+        DatasetRow.project == dataset.project,
+        DatasetRow.location == dataset.location,  # it may be another by now
+    )
     if session.scalar(row.with_for_update(read=True, key_share=True)) is None:
         raise no_dataset(dataset.name)
 

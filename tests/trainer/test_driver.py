@@ -5,7 +5,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from resforge.jobs import Reason
-from trainer.driver import _why
+from trainer.driver import _Trainer, _why
 from trainer.gang import GangNotJoined
 
 
@@ -24,3 +24,10 @@ def test_the_reason(failure: TrainingFailedError | None, reason: Reason, words: 
     found, message = _why(failure)
     assert found is reason
     assert words in message
+
+
+def test_nothing_is_started_that_asks_for_the_controllers_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    names = {type(callback).__name__ for callback in _Trainer(lambda: None)._create_default_callbacks()}
+    assert "BackendSetupCallback" in names
+    assert names.isdisjoint({"StateManagerCallback", "PlacementGroupCleanerCallback", "DatasetsCallback"})
