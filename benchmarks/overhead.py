@@ -64,6 +64,10 @@ What was tried, on 2 CPU cores with other work beside it:
 - A checkpoint of ResNet-50's size (205 MB): 0.04 s to copy on a CPU, 0.6 s the first time, when the memory is new. What
   writes it holds Python's lock for 0.2 s on end in `safetensors`, and 0.03 s in `torch.save`, at a load of about ten:
   a GPU that has no work queued waits for so long. Nothing was done about that.
+- Where the noise comes from: processes of the same code differ. In a run of 2026-11-28 the side that waits for its
+  checkpoints, and so does more, took 0.7 % more of the processor than the bare step, and the one that doesn't 5.3 %.
+  Six runs gave 0.895, 0.92, 0.934, 0.950, 0.999 and 1.019 by the clock. Each side is one process a run here; what
+  would tell more is many short ones.
 """
 
 
