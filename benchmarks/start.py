@@ -234,10 +234,10 @@ driver, what keeps Ray Train's workers in step, and two workers) share what `tor
 What was cut, in this order: torch and Lightning in the driver; matplotlib and scipy, which Lightning's dependencies
 import only because they are there; Ray Train's look at its workers every 0.2 s instead of 2; torch in the controller;
 two processes beside the workers, for Ray's data sets and for placement groups, which import Ray for two seconds of a
-core each; the controller's own process; and a gang's workers are forked from the warm process, as jobs of one worker
-were before. With all but the last four it was 2.84 and 2.91 on 2026-11-27 and -28, with all but the last two 2.12,
-2.35 and 2.53, and with all but the last 1.98 and 2.22 (`--cold`) on 2026-11-28. On GPUs, where nothing is forked, that
-is what is left.
+core each; the controller's own process, after which it was 1.98 and 2.22 (`--cold`), as on GPUs, where nothing is
+forked; the imports of a gang's workers, which are forked from the warm process as jobs of one worker were before; and
+half a second between an attempt's being written down and its being handed to Ray. Before the helpers' two processes
+went it was 2.84 and 2.91 on 2026-11-27 and -28, and before the controller's went 2.12, 2.35 and 2.53 on 2026-11-28.
 
 What was not done: Ray is not imported before a fork, though its imports take two seconds of a core in the driver and
 in each worker, since it makes its workers' names of random numbers that would be the same in all. Ray can load modules

@@ -70,8 +70,9 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
 # Seconds before each further try of a request; an API that is being restarted answers again within them.
-REMOVAL_S = 600.0  # of a data set's objects, a thousand at a time
 PAUSES = (0.2, 0.5, 1.0)
+# Within which the API answers that has removed a data set's objects, a thousand at a time.
+REMOVAL_S = 600.0
 # The server sends a keep-alive every 15 s, so a stream that is silent for longer than two of them is dead.
 STREAM_SILENCE_S = 40.0
 
