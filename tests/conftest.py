@@ -1,5 +1,5 @@
 """What holds for the whole run: with RESFORGE_FORBID_SKIPS=1 a skipped test fails it, but for those that check against
-schemas of other projects where nobody has given these (RESFORGE_CRDS).
+schemas of other projects where these are missing: they are files of no public package.
 
 With pytest-xdist several processes share the tests, by modules, whose servers are their own. Where modules have one
 stack or one Ray, they stay together.
@@ -9,6 +9,8 @@ import os
 from typing import Any
 
 import pytest
+
+from tests.system_packages import CRDS
 
 ONE_STACK = ("tests/e2e/", "tests/services/launchers/")
 
@@ -29,12 +31,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     # An expected failure is reported as skipped too, but it has run.
-    if report.skipped and not hasattr(report, "wasxfail") and "RESFORGE_CRDS" not in str(report.longrepr):
+    if report.skipped and not hasattr(report, "wasxfail") and CRDS.reason not in str(report.longrepr):
         _skipped.append(report.nodeid)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if report.skipped and "RESFORGE_CRDS" not in str(report.longrepr):  # a whole module
+    if report.skipped and CRDS.reason not in str(report.longrepr):  # a whole module
         _skipped.append(report.nodeid)
 
 

@@ -1,6 +1,5 @@
 """A real Prometheus for tests, on loopback, which scrapes what it is told every second."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +12,9 @@ import httpx
 import yaml
 
 from tests.s3 import end_with_parent, free_port
+from tests.system_packages import PROMETHEUS
 
 READY_WITHIN_S = 60.0
-
-
-def installed() -> bool:
-    return shutil.which("prometheus") is not None
 
 
 @dataclass
@@ -45,7 +41,7 @@ class PrometheusServer:
         self.url = f"http://127.0.0.1:{port}"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={self.folder / 'data'}",
+                [PROMETHEUS.require(), f"--config.file={config}", f"--storage.tsdb.path={self.folder / 'data'}",
                  f"--web.listen-address=127.0.0.1:{port}"],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509

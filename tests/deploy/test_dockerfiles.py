@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pytest
 
 import resforge
 from services.settings import Settings
+from tests.system_packages import BUILDAH, PODMAN, RUNC
 from trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -152,8 +152,6 @@ MOUNTS = os.environ.get("BUILD_MOUNTS", "").split()
 
 
 def build(name: str, *arguments: str) -> str:
-    if shutil.which("buildah") is None:
-        pytest.skip("buildah is not installed")
     tag = f"localhost/resforge-test-{name}:latest"
     mounts = [word for mount in MOUNTS for word in ("-v", mount)]
     command = ["buildah", "bud", "--isolation=chroot", "--format", "docker", "--layers", "--build-arg", f"BASE={BASE}"]
@@ -165,8 +163,6 @@ def build(name: str, *arguments: str) -> str:
 
 def run(image: str, *command: str, entrypoint: str | None = None) -> str:
     """Run it as in production: not root, on a read-only root file system, without capabilities."""
-    if shutil.which("podman") is None:
-        pytest.skip("podman is not installed")
     arguments = [
         "podman", "--runtime", "runc", "run", "--rm", "--network=host", "--read-only", "--tmpfs", "/tmp:mode=1777,exec",
         "--cap-drop=ALL", "--security-opt=no-new-privileges", "--ulimit", "nofile=1024:1024", "--ulimit",
@@ -179,6 +175,9 @@ def run(image: str, *command: str, entrypoint: str | None = None) -> str:
 
 @pytest.mark.images
 @pytest.mark.timeout(2400)
+@BUILDAH.mark
+@PODMAN.mark
+@RUNC.mark
 def test_the_services_image_builds_and_migrates() -> None:
     image = build("services")
     script = (
@@ -194,6 +193,9 @@ def test_the_services_image_builds_and_migrates() -> None:
 
 @pytest.mark.images
 @pytest.mark.timeout(2400)
+@BUILDAH.mark
+@PODMAN.mark
+@RUNC.mark
 def test_the_trainer_image_builds_and_trains() -> None:
     index = os.environ.get("CPU_INDEX")
     image = build("trainer", "--build-arg", "DEVICE=cpu", *(["--build-arg", f"CPU_INDEX={index}"] if index else []))
@@ -210,6 +212,7 @@ def test_the_trainer_image_builds_and_trains() -> None:
 
 @pytest.mark.images
 @pytest.mark.timeout(600)
+@BUILDAH.mark
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(AssertionError, match="DEVICE is 'tpu'; accepted are cuda and cpu"):
         build("trainer", "--build-arg", "DEVICE=tpu")

@@ -1,7 +1,6 @@
 """The rules: that they ask for what is there, lead to their runbooks, and fire when they should."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -9,7 +8,8 @@ import yaml
 
 from resforge import metrics
 from resforge.jobs import USER_ERRORS
-from tests.deploy.promql import ROOT, anchors, names, rules
+from tests.deploy.promql import ROOT, anchors, compared, names, rules
+from tests.system_packages import PROMTOOL
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
@@ -63,8 +63,13 @@ def test_every_alert_is_tested_both_ways() -> None:
     ids=["the configuration is valid", "alerts fire when they should"],
 )
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt install prometheus)")
-    done = subprocess.run([promtool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    done = subprocess.run([PROMTOOL.require(), *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_an_alert_looks_at_is_taken_from_it() -> None:
+    assert compared('absent(resforge_build_info{component="api"})') == ['resforge_build_info{component="api"}']
+    assert compared("resforge:http_errors:ratio_rate5m > 0.05") == ["resforge:http_errors:ratio_rate5m"]
+    assert compared("max(a{b!~'c'}) == 0\nand max(resforge_d) < min(resforge_e)") == [
+        "max(a{b!~'c'})", "max(resforge_d)", "min(resforge_e)",
+    ]  # fmt: skip

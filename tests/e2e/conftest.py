@@ -19,6 +19,7 @@ from tests.deploy.promql import RULES
 from tests.e2e.following import reach
 from tests.embedded import EmbeddedStack, listening
 from tests.services.local.waiting import until
+from tests.system_packages import PROMETHEUS
 
 
 @pytest.fixture(scope="package")
@@ -34,7 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
 @pytest.fixture(scope="package")
 def scraping(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[real.PrometheusServer | None]:
     """A Prometheus with our rules that scrapes the stack; None where none is installed."""
-    if not real.installed():
+    if PROMETHEUS.path() is None:
         yield None
         return
     connection = stack.connection

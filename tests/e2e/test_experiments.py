@@ -15,6 +15,7 @@ from resforge.spec.readings import READINGS
 from resforge.studies import STUDIES, gather, load
 from tests.embedded import EmbeddedStack
 from tests.resforge.cli_runner import Cli
+from tests.system_packages import FASHION_MNIST
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -130,13 +131,15 @@ def studies(stack: EmbeddedStack) -> dict[str, StudyInfo]:
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("study", STUDIES)
+# A transfer on digits comes from Fashion-MNIST.
+WITH_DATA = [pytest.param(study, marks=FASHION_MNIST.mark) if study == "transfer" else study for study in STUDIES]
+
+
+@pytest.mark.parametrize("study", WITH_DATA)
 def test_a_study_ends_with_a_report(
     study: str, client: Client, studies: dict[str, StudyInfo], stack: EmbeddedStack, objects: ObjectStore,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    if study not in studies:
-        pytest.skip("a transfer on digits comes from Fashion-MNIST, which is not installed here")
     ended = client.wait_study(studies[study].id, 800)
     assert ended.state == "SUCCEEDED", [(member.key, member.message) for member in ended.members]
     page = tmp_path / "report.html"

@@ -21,36 +21,37 @@ from tests.e2e.following import SMALL, driver
 from tests.embedded import EmbeddedStack
 from tests.prometheus import PrometheusServer
 from tests.services.local.waiting import until
+from tests.system_packages import PROMETHEUS
 
 # The first test to ask waits for the stack and for the job.
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), PROMETHEUS.mark]
 
 GPU_ONLY = {name for metric in metrics.GPU_METRICS for name in metrics.series_names(metric)}
 SHOWN = list(queries())
 ON_GPUS = "job-gpuprobe2345"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prometheus(scraping: PrometheusServer | None) -> PrometheusServer:
-    if scraping is None:
-        pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+    """The server that scrapes the stack; whatever asks for it is skipped where none is installed."""
+    PROMETHEUS.require()
+    assert scraping is not None
     return scraping
 
 
 @pytest.fixture(scope="module")
-def after_a_failure(stack: EmbeddedStack, scraping: PrometheusServer | None, main_job: MainJob) -> float:
+def after_a_failure(stack: EmbeddedStack, prometheus: PrometheusServer, main_job: MainJob) -> float:
     """A time at which Prometheus knows of the main job's end, and of a job that failed since its driver was killed."""
-    assert scraping is not None
     with stack.client() as client:
         failed = 'resforge_jobs_ended_total{state="FAILED", reason="DriverLost"}'
-        before = float(scraping.query(failed)[0]["value"][1])
+        before = float(prometheus.query(failed)[0]["value"][1])
         job = client.submit({**SMALL, "retry": {"infrastructure": 0}})
         driver(stack, job.id).kill()
         assert client.wait(job.id, 120).state == "FAILED"
     until(
         lambda: (
-            [s for s in scraping.query(f"increase({failed}[1h])") if float(s["value"][1]) > 0]
-            and float(scraping.query(failed)[0]["value"][1]) > before
+            [s for s in prometheus.query(f"increase({failed}[1h])") if float(s["value"][1]) > 0]
+            and float(prometheus.query(failed)[0]["value"][1]) > before
         ),
         what="the failure in Prometheus",
     )
@@ -59,10 +60,9 @@ def after_a_failure(stack: EmbeddedStack, scraping: PrometheusServer | None, mai
 
 @pytest.fixture(scope="module")
 def on_gpus(
-    stack: EmbeddedStack, scraping: PrometheusServer | None, tmp_path_factory: pytest.TempPathFactory
+    stack: EmbeddedStack, prometheus: PrometheusServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[float]:
     """A time at which Prometheus has what two workers on GPUs would tell of them, under the job `ON_GPUS`."""
-    assert scraping is not None
     path = tmp_path_factory.mktemp("gpus") / "worker.py"
     path.write_text(
         textwrap.dedent(f"""
@@ -88,7 +88,7 @@ def on_gpus(
         worker.submit(LaunchRequest(f"{ON_GPUS}-1", f"s3://resforge/other/{ON_GPUS}", 1))
         own = f'{{job_id="{ON_GPUS}"}}'
         series = [f"count({name}{own}) == 2" for name in sorted(GPU_ONLY)] + [f"resforge:job_gpu_utilisation:avg{own}"]
-        until(lambda: all(map(scraping.query, series)), within_s=60, what="the GPUs' metrics in Prometheus")
+        until(lambda: all(map(prometheus.query, series)), within_s=60, what="the GPUs' metrics in Prometheus")
         yield time.time()
     finally:
         worker.stop(f"{ON_GPUS}-1")
@@ -153,14 +153,6 @@ def test_every_rule_can_be_evaluated(
     assert asked
     for expr in asked:
         assert any(prometheus.query(expr, at) for at in (main_job.during, after_a_failure, on_gpus)), expr
-
-
-def test_what_an_alert_looks_at_is_taken_from_it() -> None:
-    assert compared('absent(resforge_build_info{component="api"})') == ['resforge_build_info{component="api"}']
-    assert compared("resforge:http_errors:ratio_rate5m > 0.05") == ["resforge:http_errors:ratio_rate5m"]
-    assert compared("max(a{b!~'c'}) == 0\nand max(resforge_d) < min(resforge_e)") == [
-        "max(a{b!~'c'})", "max(resforge_d)", "min(resforge_e)",
-    ]  # fmt: skip
 
 
 def filled_in(expr: str, job_id: str) -> str:

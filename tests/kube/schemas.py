@@ -1,19 +1,18 @@
 """What an API server refuses of a RayJob: what its CRD's schema forbids, where the CRDs are at hand, and what KubeRay's
 operator would not take. Without the CRDs a small check of our own stands in for the schema."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 import yaml
 
-CRDS = os.environ.get("RESFORGE_CRDS")
-needs_crds = pytest.mark.skipif(not CRDS, reason="RESFORGE_CRDS names no folder of CRDs")
+from tests.system_packages import CRDS as CRDS_FOLDER
+
+CRDS = CRDS_FOLDER.path()
+needs_crds = CRDS_FOLDER.mark
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -25,7 +24,7 @@ def crd_schema(file: str, version: str) -> dict[str, Any]:
     """The OpenAPI schema of a version of a CRD."""
     assert CRDS is not None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    document = yaml.load((Path(CRDS) / file).read_text(), Loader=loader)
+    document = yaml.load((CRDS / file).read_text(), Loader=loader)
     schema: dict[str, Any] = next(
         item["schema"]["openAPIV3Schema"] for item in document["spec"]["versions"] if item["name"] == version
     )

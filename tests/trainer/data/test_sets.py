@@ -13,6 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from resforge.spec import AugmentSpec
+from tests.system_packages import FASHION_MNIST
 from tests.trainer.data.files import (
     cifar10_batch,
     folder_files,
@@ -31,8 +32,6 @@ from trainer.data.photographs import FolderSet
 from trainer.data.sets import input_normalisation, open_dataset
 from trainer.data.transforms import NUMBERS
 from trainer.errors import InvalidData
-
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def refused(problem: str, **fields: Any) -> None:
@@ -134,19 +133,14 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert test.images.shape == (9, 8, 8, 1)
 
 
-@pytest.fixture(scope="module")
-def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fashion-MNIST where Debian's package has put it, else files of its size and format."""
-    if FASHION.is_dir():
-        return FASHION
-    folder = tmp_path_factory.mktemp("fashion-mnist")
-    write_idx(folder, train=60_000, test=10_000, size=28, classes=10)
-    return folder
-
-
-def test_fashion_mnist(fashion: Path) -> None:
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=FASHION_MNIST.mark)], ids=["made", "real"])
+def test_fashion_mnist(tmp_path: Path, real: bool) -> None:
+    """As Debian's package has it, and files of its size and format."""
+    folder = FASHION_MNIST.require() if real else tmp_path
+    if not real:
+        write_idx(folder, train=60_000, test=10_000, size=28, classes=10)
     registered = info(
-        "idx", channels=1, classes=10, image_size=28, location=str(fashion), train_images=60_000, test_images=10_000
+        "idx", channels=1, classes=10, image_size=28, location=str(folder), train_images=60_000, test_images=10_000
     )
     test = arrays(open_dataset(registered, "test"))
     assert test.images.shape == (10_000, 28, 28, 1)
@@ -155,7 +149,7 @@ def test_fashion_mnist(fashion: Path) -> None:
     assert len(train) == 60_000
     normalisation = input_normalisation(train, "channel")
     assert normalisation.mean.shape == (1,)
-    if fashion == FASHION:
+    if real:
         # The figures usual for it are 0.2860 and 0.3530 of 255.
         assert round(float(normalisation.mean) / 255, 4) == 0.2860
         assert round(float(normalisation.std) / 255, 4) == 0.3530
