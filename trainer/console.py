@@ -4,6 +4,7 @@ The file descriptors themselves are taken, so that native code, other libraries 
 too; everything is still written where it went before.
 """
 
+import io
 import os
 import re
 import sys
@@ -24,6 +25,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 @contextmanager
 def shipped(shipper: Shipper, attempt: int) -> Iterator[None]:
     """Everything that is written to standard output and error within goes to the logs stream as well."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # into a pipe Python would hand on 8 KiB at a time
     kept = [os.dup(1), os.dup(2)]
     threads = []
     for number, original in zip((1, 2), kept, strict=True):

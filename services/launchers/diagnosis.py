@@ -7,12 +7,10 @@ from typing import Any
 
 from resforge.jobs import Reason
 from services.launchers.base import Observation
-from services.launchers.rayjob import NODE_TYPE
+from services.launchers.rayjob import CLUSTER, NODE_TYPE
 
 Object = Mapping[str, Any]
 
-# A head that was lost may still turn out to have ended in good order: the news come on another watch.
-SETTLES = timedelta(seconds=5)
 # What was lost longer ago than this has been replaced, and is not why a driver fails now.
 FRESH = timedelta(minutes=10)
 # A pod that is to be gone since so long is on a node that does not answer. Its keys in storage are its own.
@@ -58,6 +56,7 @@ class Loss:
 
     Attributes:
         told: the pod itself says why. One that is removed without a word may as well have been removed in good order.
+        cluster: the Ray cluster that it was part of. A RayJob that Kueue has put back gets another.
     """
 
     reason: Reason
@@ -65,28 +64,33 @@ class Loss:
     at: datetime
     head: bool = False
     told: bool = True
+    cluster: str = ""
 
 
 def diagnose(
     rayjob: Object | None,
-    pods: Sequence[Object],
+    pods: Sequence[Object] | None,
     workload: Object | None,
     losses: Iterable[Loss],
     now: datetime,
     note: str = "",
 ) -> Observation:
-    """What is known of an attempt.
+    """What is known of an attempt. What follows from several arguments holds if these were true at one moment.
 
     Args:
         rayjob: None if Kubernetes says that there is none.
+        pods: None if nothing is known of them, so that nothing follows from one that is not there.
         workload: Kueue's, if there is one.
         losses: what the attempt has lost so far, oldest first.
         note: what the events say of a cluster that has no pods.
     """
+    known, pods = pods is not None, pods or ()
     if rayjob is None:
         return _after(pods, losses, now)
     status = rayjob.get("status") or {}
+    cluster = status.get("rayClusterName") or ""
     seen = [*losses, *(loss for pod in pods if (loss := _coming(pod, now)))]
+    seen = [loss for loss in seen if loss.cluster in ("", cluster) or not cluster]
     phase = status.get("jobDeploymentStatus", "")
     if phase in ("Complete", "Failed"):
         return _ended(status, seen, now)
@@ -98,11 +102,19 @@ def diagnose(
             message = f"Kueue takes its room back, and its pods are ending: {', '.join(ending[:3])}."
             return Observation("running", message, Reason.PREEMPTED)
         return _suspended(workload)
-    return _running(status, pods, seen, now) if phase == "Running" else _pending(status, pods, note, now)
+    own = [pod for pod in pods if cluster_of(pod) in ("", cluster) or not cluster]
+    return (
+        _running(status, own if known else None, seen, now) if phase == "Running" else _pending(status, own, note, now)
+    )
 
 
 def loss_of(pod: Object, now: datetime) -> Loss | None:
     """Why a pod ended before its time, if it says so."""
+    loss = _loss_of(pod, now)
+    return loss and replace(loss, cluster=cluster_of(pod))
+
+
+def _loss_of(pod: Object, now: datetime) -> Loss | None:
     status, name = pod.get("status") or {}, pod["metadata"]["name"]
     head = is_head(pod)
     for item in _containers(status):
@@ -145,11 +157,17 @@ def vanished(pod: Object, now: datetime) -> Loss | None:
     told = loss_of(pod, now)
     if told is not None or not is_head(pod):
         return told
-    return Loss(Reason.HEAD_LOST, f"The head pod {pod['metadata']['name']} was removed.", now, head=True, told=False)
+    message = f"The head pod {pod['metadata']['name']} was removed."
+    return Loss(Reason.HEAD_LOST, message, now, head=True, told=False, cluster=cluster_of(pod))
 
 
 def is_head(pod: Object) -> bool:
     return bool((pod["metadata"].get("labels") or {}).get(NODE_TYPE) == "head")
+
+
+def cluster_of(pod: Object) -> str:
+    """The Ray cluster that a pod is part of."""
+    return str((pod["metadata"].get("labels") or {}).get(CLUSTER, ""))
 
 
 def deleted_at(item: Object) -> datetime | None:
@@ -185,17 +203,19 @@ def _ended(status: Object, losses: Sequence[Loss], now: datetime) -> Observation
     return Observation("failed", told, reason)
 
 
-def _running(status: Object, pods: Sequence[Object], losses: Sequence[Loss], now: datetime) -> Observation:
+def _running(status: Object, pods: Sequence[Object] | None, losses: Sequence[Loss], now: datetime) -> Observation:
     """KubeRay gives a lost head a successor and submits the driver anew. We want a new attempt instead."""
-    heads = [loss for loss in losses if loss.head and now - loss.at > SETTLES]
+    heads = [loss for loss in losses if loss.head]
     if heads:
         return Observation("failed", heads[-1].message, heads[-1].reason)
     began = _time((status.get("rayJobInfo") or {}).get("startTime"))
-    for pod in pods:
-        if is_head(pod) and began is not None and (_time(pod["metadata"].get("creationTimestamp")) or began) > began:
-            return Observation(
-                "failed", f"The head was replaced by the pod {pod['metadata']['name']}.", Reason.HEAD_LOST
-            )
+    if began is not None and pods is not None:
+        live = [pod for pod in pods if is_head(pod) and _lives(pod, now)]
+        if not live:
+            return Observation("failed", "The head pod is gone.", Reason.HEAD_LOST)
+        if all((_time(pod["metadata"].get("creationTimestamp")) or began) > began for pod in live):
+            name = live[0]["metadata"]["name"]
+            return Observation("failed", f"The head pod was replaced by {name}.", Reason.HEAD_LOST)
     fresh = _latest([loss for loss in losses if not loss.head], now)
     if fresh is not None:
         return Observation("running", fresh.message, fresh.reason)

@@ -22,10 +22,11 @@ from services.launchers.base import (
     PoolUnknown,
 )
 from services.launchers.cluster_view import View
-from services.launchers.diagnosis import Loss, deleted_at, diagnose, vanished
-from services.launchers.kube import EVENTS, PODS, RAY_JOBS, WORKLOADS, Kube, KubeError
+from services.launchers.diagnosis import Loss, deleted_at, vanished
+from services.launchers.kube import EVENTS, PODS, RAY_JOBS, WORKLOADS, Kind, Kube, KubeError
+from services.launchers.moments import Moment, Moments
 from services.launchers.pools import Pool, Pools
-from services.launchers.rayjob import ATTEMPT, BUCKET, JOB, KIND, QUEUE, House, rayjob
+from services.launchers.rayjob import ATTEMPT, BUCKET, JOB, KIND, QUEUE, WORKLOAD_OF, House, rayjob
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class KubeRay(Launcher):
         self._losses: dict[str, deque[Loss]] = {}
         self._notes: dict[str, tuple[float, str]] = {}
         self._pause = (0.0, "")  # until when Kubernetes is not asked, and why
+        self._moments = Moments(self)
         self._kubes: list[Kube] = []
         self._calls: Kube | None = None
         self._jobs: View | None = None
@@ -110,15 +112,13 @@ class KubeRay(Launcher):
             if error.code:
                 self._note_pause(error)
             # The answer may be lost though the submission arrived.
-            if error.code not in (FORBIDDEN, TOO_MANY) and self._find(request.name) is not None:
+            if error.code not in (FORBIDDEN, TOO_MANY) and self.rayjob(request.name) is not None:
                 return
             raise LauncherUnavailable(str(error)) from error
 
     def observe(self, name: str) -> Observation:
         jobs, pods = self._check()
-        found = next(iter(jobs.find(name)), None)
-        # What the copy does not have may have been made a moment ago: only the API server itself can say.
-        rayjob = found if found is not None else self._find(name)
+        rayjob = next(iter(jobs.find(name)), None)
         workload = None
         if rayjob is not None and self._workloads is not None and QUEUE in (rayjob["metadata"].get("labels") or {}):
             try:
@@ -126,11 +126,22 @@ class KubeRay(Launcher):
             except KubeError as error:
                 raise LauncherUnavailable(str(error)) from error
             workload = next(iter(self._workloads.find(name)), None)
-        here = pods.find(name)
+        copied = Moment(rayjob, pods.find(name), workload)
         with self._lock:
             losses = tuple(self._losses.get(name, ()))
-        note = self._note(rayjob) if rayjob is not None and not here else ""
-        return diagnose(rayjob, here, workload, losses, datetime.now(UTC), note)
+        return self._moments.observe(name, copied, losses, datetime.now(UTC), self._note)
+
+    def rayjob(self, name: str) -> Object | None:
+        return self._find(name)
+
+    def workload(self, rayjob: Object) -> Object | None:
+        if not self._kueue or QUEUE not in (rayjob["metadata"].get("labels") or {}):
+            return None
+        return next(iter(self._select(WORKLOADS, f"{WORKLOAD_OF}={rayjob['metadata']['uid']}")), None)
+
+    def pods(self, name: str) -> list[Object]:
+        job, _, attempt = name.rpartition("-")
+        return self._select(PODS, f"{self._ours},{JOB}={job},{ATTEMPT}={attempt}")
 
     def stop(self, name: str) -> None:
         """Remove the RayJob. KubeRay ends the driver, and Kubernetes then removes the cluster that it owned."""
@@ -151,6 +162,7 @@ class KubeRay(Launcher):
                 del self._losses[gone]
             for gone in self._notes.keys() - set(there):
                 del self._notes[gone]
+        self._moments.forget_all_but({*live, *there})
         ended = [name for name in there if name not in live]
         return sorted(name for name in ended if all(deleted_at(item) is None for item in jobs.find(name)))
 
@@ -191,6 +203,13 @@ class KubeRay(Launcher):
             self._pause = (until, f"{error}; it is left alone for the {error.retry_after_s:g} s that it asked for")
         elif not error.code:
             self._pause = (time.monotonic() + SILENT_S, str(error))
+
+    def _select(self, kind: Kind, labels: str) -> list[Object]:
+        try:
+            return [*self._kube().select(kind, labels=labels)[1]]
+        except KubeError as error:
+            self._note_pause(error)
+            raise LauncherUnavailable(str(error)) from error
 
     def _find(self, name: str) -> Object | None:
         try:

@@ -17,7 +17,9 @@ GROUP, VERSION, KIND, PLURAL = "ray.io", "v1", "RayJob", "rayjobs"
 DOMAIN = "resforge.dev"
 JOB, PROJECT, ATTEMPT, BUCKET = (f"{DOMAIN}/{name}" for name in ("job-id", "project", "attempt", "bucket"))
 QUEUE = "kueue.x-k8s.io/queue-name"
+WORKLOAD_OF = "kueue.x-k8s.io/job-uid"  # Kueue's label on a workload: the uid of what it stands for
 NODE_TYPE = "ray.io/node-type"  # KubeRay's label on pods: head or worker
+CLUSTER = "ray.io/cluster"  # and this one: the RayCluster
 
 # The head runs Ray's own services, the driver and Ray Train's controller, and no training.
 # Raylet and /dev/shm of a pod of workers, and torch in each: less would be killed at once.

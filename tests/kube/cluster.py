@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.launchers.rayjob import NODE_TYPE, QUEUE
+from services.launchers.rayjob import CLUSTER, NODE_TYPE, QUEUE, WORKLOAD_OF
 from tests.kube.server import APIS, KubeApi, Object, now
 
 FINALIZER = "ray.io/rayjob-finalizer"
@@ -39,6 +39,7 @@ class Cluster:
     stopped: list[str] = field(default_factory=list)
     _made: dict[str, dict[str, str]] = field(default_factory=dict)  # by RayJob: its pods, by what each is for
     _replaced: Counter[str] = field(default_factory=Counter)
+    _begun: Counter[str] = field(default_factory=Counter)
     _driven: dict[str, tuple[str, str]] = field(default_factory=dict)  # the RayJob and the head that have a driver
 
     def step(self) -> None:
@@ -169,9 +170,14 @@ class Cluster:
                 self._status(name, jobDeploymentStatus="Suspended", **gone)
             case "Suspended":
                 if not job["spec"].get("suspend"):
+                    self._begun[name] += 1
                     self._status(name, jobDeploymentStatus="")
             case "Failed" if status.get("reason") in ("DeadlineExceeded", "PreRunningDeadlineExceeded"):
                 self._remove_pods(name)
+
+    def _cluster(self, name: str) -> str:
+        """The name of a RayJob's cluster, which is another one after each suspension."""
+        return f"{name}-abcd{chr(ord('e') + self._begun[name])}"
 
     def _begin(self, name: str, job: Object) -> None:
         def change(item: Object) -> None:
@@ -180,7 +186,7 @@ class Cluster:
                 **(item.get("status") or {}),
                 "jobDeploymentStatus": "Initializing",
                 "jobId": item["spec"].get("jobId", name),
-                "rayClusterName": f"{name}-abcde",
+                "rayClusterName": self._cluster(name),
                 "startTime": now(),
             }
 
@@ -192,7 +198,9 @@ class Cluster:
                 for name, count, template in _pod_sets(job)
             ]
             spec = {"queueName": job["metadata"]["labels"][QUEUE], "podSets": pod_sets}
-            workload = {"metadata": {"name": f"rayjob-{name}", "ownerReferences": [owner]}, "spec": spec}
+            labels = {WORKLOAD_OF: job["metadata"]["uid"]}
+            metadata = {"name": f"rayjob-{name}", "labels": labels, "ownerReferences": [owner]}
+            workload = {"metadata": metadata, "spec": spec}
             self.api.create("workloads", {"apiVersion": APIS["workloads"], "kind": "Workload", **workload})
             told = self.message if self.stays.get(name) == "kueue" else "waits"
             self._condition("workloads", f"rayjob-{name}", "QuotaReserved", "False", "Pending", told)
@@ -220,7 +228,7 @@ class Cluster:
 
     def _make_pod(self, name: str, pod: str, role: str, template: Object) -> None:
         image = template["spec"]["containers"][0]["image"]
-        labels = {**template["metadata"]["labels"], NODE_TYPE: role, "ray.io/cluster": f"{name}-abcde"}
+        labels = {**template["metadata"]["labels"], NODE_TYPE: role, CLUSTER: self._cluster(name)}
         self.api.create(
             "pods",
             {

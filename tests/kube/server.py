@@ -231,6 +231,11 @@ class KubeApi:
         self._log.append((self._version, kind, plural, item))  # items are replaced, never changed in place
         self.changed.notify_all()
 
+    def history_of(self, attempt: str) -> list[tuple[str, str, Object]]:
+        """Every change of an attempt's objects as (ADDED, MODIFIED or DELETED, resource, object), oldest first."""
+        with self.changed:
+            return [(kind, plural, item) for _, kind, plural, item in self._log if attempt in item["metadata"]["name"]]
+
     # What is asked over HTTP.
 
     def allowed(self, verb: str, group: str, resource: str) -> bool:

@@ -43,9 +43,10 @@ with Shipper(ObjectStore(sys.argv[1], endpoint=sys.argv[2]), JobPrefix.of("p", "
         os.write(1, b"no newline at the end")
 print("after")
 """
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, "-c", program, s3.bucket, s3.endpoint],
-        env={**os.environ, **s3.environment}, capture_output=True, text=True, check=True, timeout=60,
+        env=buffered | s3.environment, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     stored = read_stream(s3.store(), JobPrefix.of("p", "heard"), Stream.LOGS, [1])
     lines = {LogLine.model_validate_json(line).line for _, line in stored}

@@ -197,7 +197,7 @@ def lost(reason: Reason, seconds: float, *, head: bool = False, told: bool = Tru
         (job("Running"), [lost(Reason.NODE_LOST, 9, head=True)], "failed", Reason.NODE_LOST),
         (job("Running"), [lost(Reason.NODE_LOST, 900, head=True)], "failed", Reason.NODE_LOST),
         (job("Running"), [lost(Reason.HEAD_LOST, 9, head=True, told=False)], "failed", Reason.HEAD_LOST),
-        (job("Running"), [lost(Reason.HEAD_LOST, 2, head=True, told=False)], "running", None),  # may have ended well
+        (job("Running"), [lost(Reason.HEAD_LOST, 2, head=True, told=False)], "failed", Reason.HEAD_LOST),
         (job("Initializing"), [lost(Reason.NODE_LOST, 9, head=True)], "pending", None),  # KubeRay makes another
         (job("Failed", reason="AppFailed"), [lost(Reason.OUT_OF_MEMORY, 9)], "failed", Reason.OUT_OF_MEMORY),
         (job("Failed", reason="AppFailed"), [lost(Reason.OUT_OF_MEMORY, 900)], "failed", None),
@@ -223,3 +223,21 @@ def test_a_head_that_was_replaced_before_anybody_looked() -> None:
     assert diagnose(began, [pod("head")], None, [], NOW).phase == "running"
     seen = diagnose(began, [pod("head", creationTimestamp=ago(100))], None, [], NOW)
     assert (seen.phase, seen.reason) == ("failed", Reason.HEAD_LOST)
+    seen = diagnose(began, [pod()], None, [], NOW)
+    assert (seen.phase, seen.reason) == ("failed", Reason.HEAD_LOST)
+
+
+def test_what_an_earlier_cluster_lost_is_no_loss_of_the_one_that_runs() -> None:
+    """Kueue may put a gang back that has not begun; when it is let go again, KubeRay makes another cluster."""
+    old, new = ({"ray.io/node-type": "head", "ray.io/cluster": f"j-1-{name}"} for name in ("old", "new"))
+    lost = vanished(pod(labels=old, conditions=[DISRUPTED["EvictionByEvictionAPI"]]), NOW)
+    assert lost is not None
+    runs = job("Running", rayClusterName="j-1-new", rayJobInfo={"startTime": ago(300)})
+    heads = [pod(labels=old, phase="Failed"), pod(labels=new)]
+    assert diagnose(runs, heads, None, [lost], NOW).phase == "running"
+    assert diagnose(runs, heads[:1], None, [lost], NOW).reason is Reason.HEAD_LOST
+    fails = job("Failed", rayClusterName="j-1-new", reason="AppFailed")
+    assert diagnose(fails, [], None, [lost], NOW).reason is None
+    waits = job("Initializing", rayClusterName="j-1-new", startTime=ago(10))
+    refused = pod(labels=old, phase="Pending", conditions=[condition("PodScheduled", "False", "Unschedulable")])
+    assert diagnose(waits, [refused], None, [lost], NOW).reason is None

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from resforge.jobs import Reason
-from services.launchers import cluster_view, diagnosis, kube
+from services.launchers import cluster_view, kube
 from services.launchers.base import LauncherUnavailable, LaunchRefused, Node, Observation, PoolUnknown
 from services.launchers.kuberay import KubeRay
 from tests.kube.schemas import needs_crds
@@ -176,7 +176,6 @@ def test_a_lost_head_ends_the_attempt_and_its_cause_is_told(
     words: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
     stage.start()
     lose(stage, stage.cluster.pods(NAME, "head")[0])
     seen = stage.phase("failed")
@@ -187,7 +186,6 @@ def test_a_lost_head_ends_the_attempt_and_its_cause_is_told(
 def test_a_head_that_is_given_notice_is_not_lost_before_it_is_gone(
     stage: KubeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
     stage.start()
     stage.cluster.grace_s = 60  # of which preStop makes use
     head = f"{NAME}-head"
@@ -306,7 +304,6 @@ def test_a_worker_that_is_lost_is_replaced_and_the_attempt_goes_on(stage: KubeSt
 
 
 def test_a_head_that_kuberay_has_replaced_ends_the_attempt(stage: KubeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
     stage.start()
     lose_node(stage, f"{NAME}-head")
     stage.cluster.settle()
@@ -445,7 +442,6 @@ def test_a_watch_that_is_cut_in_the_middle_of_a_line(stage: KubeStage, impatient
 def test_a_head_that_is_lost_while_the_watch_is_cut_off(
     stage: KubeStage, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
     stage.start()
     stage.api.stop_answering()
     lose_without_a_word(stage, stage.cluster.pods(NAME, "head")[0])

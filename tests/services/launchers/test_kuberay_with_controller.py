@@ -13,7 +13,7 @@ from resforge.s3 import ObjectStore
 from resforge.spec import RetrySpec, ScalingSpec, TrainSpec
 from resforge.storage import JobPrefix
 from services.controller.loop import Controller
-from services.launchers import cluster_view, diagnosis
+from services.launchers import cluster_view
 from services.launchers.kuberay import KubeRay
 from services.launchers.pools import Pool, Pools
 from services.settings import Settings
@@ -86,7 +86,6 @@ def town(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Town]:
-    monkeypatch.setattr(diagnosis, "SETTLES", diagnosis.timedelta(seconds=0.2))
     monkeypatch.setattr(cluster_view, "PATIENCE_S", 0.5)
     monkeypatch.setattr(cluster_view, "BACKOFF_S", (0.05, 0.2))
     store = JobStore(connected(sqlite_url))
