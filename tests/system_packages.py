@@ -160,11 +160,18 @@ LIBJPEG = Tool(
     {"apt-get": ("libjpeg62-turbo-dev",), "dnf": ("libjpeg-turbo-devel",), "brew": ("jpeg-turbo",)},
     uses=("test", "bench"),
 )
+PYTHON_HEADERS = Tool(
+    "Python's headers",
+    "native decoding of images, and steps that torch compiles for a CPU",
+    file(Path(sysconfig.get_path("include")) / "Python.h"),
+    {"apt-get": ("python3-dev",), "dnf": ("python3-devel",)},
+    uses=("test", "bench"),
+)
 NATIVE_DECODER = Tool(
     "the native decoder",
     "native decoding of images",
     lambda: next((ROOT / "trainer" / "data").glob("_jpeg*.so"), None),
-    hint="with a C compiler and libjpeg's header, `make test` builds it",
+    hint="with a C compiler, libjpeg's header and Python's, `make test` builds it",
     uses=("test", "bench"),
     made=True,
 )
@@ -213,8 +220,8 @@ PODMAN = Tool(
 )
 RUNC = Tool("runc", "that the images run", program("runc"), {"apt-get": ("runc",), "dnf": ("runc",)}, uses=("images",))
 TOOLS = (
-    PROMETHEUS, PROMTOOL, C_COMPILER, LIBJPEG, NATIVE_DECODER, CXX_COMPILER, FASHION_MNIST, HELM, CRDS, BUILDAH, PODMAN,
-    RUNC,
+    PROMETHEUS, PROMTOOL, C_COMPILER, LIBJPEG, PYTHON_HEADERS, NATIVE_DECODER, CXX_COMPILER, FASHION_MNIST, HELM, CRDS,
+    BUILDAH, PODMAN, RUNC,
 )  # fmt: skip
 
 
@@ -262,10 +269,10 @@ def install_missing(tools: Sequence[Tool]) -> None:
 
 def build_again(ready: Path) -> None:
     """Have `make` install again if what the native decoder is built with came after the last installation."""
-    compiler, header = C_COMPILER.path(), LIBJPEG.path()
-    if NATIVE_DECODER.path() is not None or compiler is None or header is None or not ready.exists():
+    needed = [tool.path() for tool in (C_COMPILER, LIBJPEG, PYTHON_HEADERS)]
+    if NATIVE_DECODER.path() is not None or None in needed or not ready.exists():
         return
-    if max(compiler.stat().st_ctime, header.stat().st_ctime) > ready.stat().st_mtime:
+    if max(path.stat().st_ctime for path in needed if path is not None) > ready.stat().st_mtime:
         ready.unlink()
 
 

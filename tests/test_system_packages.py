@@ -20,6 +20,7 @@ USERS: dict[Tool, list[str]] = {
     packages.PROMTOOL: ["tests/deploy/test_rules.py"],
     packages.C_COMPILER: ["-k", "native", "tests/trainer/data/test_decode.py"],
     packages.LIBJPEG: ["-k", "native", "tests/trainer/data/test_decode.py"],
+    packages.PYTHON_HEADERS: ["-k", "native", "tests/trainer/data/test_decode.py", "tests/trainer/test_compiled.py"],
     packages.NATIVE_DECODER: ["tests/trainer/data/test_decode.py"],
     packages.CXX_COMPILER: ["tests/trainer/test_compiled.py"],
     packages.FASHION_MNIST: [
@@ -34,6 +35,9 @@ USERS: dict[Tool, list[str]] = {
     packages.PODMAN: ["-m", "images", "-k", "image_builds", "tests/deploy/test_dockerfiles.py"],
     packages.RUNC: ["-m", "images", "-k", "image_builds", "tests/deploy/test_dockerfiles.py"],
 }  # fmt: skip
+# What the native decoder is built with.
+HEADERS = {packages.LIBJPEG: "jpeglib.h", packages.PYTHON_HEADERS: "Python.h"}
+BUILT_WITH = (packages.C_COMPILER, *HEADERS)
 # How each program may be called.
 PROGRAMS = {
     packages.PROMETHEUS: r"prometheus", packages.PROMTOOL: r"promtool", packages.BUILDAH: r"buildah",
@@ -105,7 +109,7 @@ def pytest_without(tools: list[Tool], tree: Path, folder: Path, *arguments: str)
 @pytest.mark.stack
 @pytest.mark.parametrize("tool", USERS, ids=lambda tool: tool.name)
 def test_without_a_tool_its_tests_are_skipped_and_say_why(tool: Tool, tree: Path, tmp_path: Path) -> None:
-    tools = [tool, packages.NATIVE_DECODER] if tool in (packages.C_COMPILER, packages.LIBJPEG) else [tool]
+    tools = [tool, packages.NATIVE_DECODER] if tool in BUILT_WITH else [tool]
     skipped = pytest_without(tools, tree, tmp_path, *USERS[tool])
     assert skipped
     reasons = {other.reason for other in TOOLS if other in tools or other.path() is None}
@@ -122,12 +126,12 @@ def test_without_any_tool_every_test_is_collected(tree: Path, tmp_path: Path) ->
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("tool", [packages.C_COMPILER, packages.LIBJPEG], ids=lambda tool: tool.name)
+@pytest.mark.parametrize("tool", BUILT_WITH, ids=lambda tool: tool.name)
 def test_without_what_it_is_built_with_the_native_decoder_is_left_out(tool: Tool, tree: Path, tmp_path: Path) -> None:
     environment = hidden([tool], tree, tmp_path)
-    if tool is packages.LIBJPEG:
-        (tmp_path / "jpeglib.h").write_text("#error this header is hidden\n")
-        environment["CPATH"] = str(tmp_path)
+    if tool in HEADERS:
+        (tmp_path / HEADERS[tool]).write_text("#error this header is hidden\n")
+        environment["CFLAGS"] = f"-I{tmp_path}"
     build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_ext", "--build-lib"]
     done = subprocess.run(
         [*build, str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")],
@@ -231,6 +235,7 @@ def test_what_came_after_the_installation_has_the_decoder_built(
     monkeypatch.setattr(packages, "NATIVE_DECODER", Tool("it", "", lambda: None))
     monkeypatch.setattr(packages, "C_COMPILER", Tool("cc", "", lambda: header))
     monkeypatch.setattr(packages, "LIBJPEG", Tool("header", "", lambda: header))
+    monkeypatch.setattr(packages, "PYTHON_HEADERS", Tool("headers", "", lambda: header))
     packages.build_again(ready)  # nothing was installed yet
     later = time.time() + 60
     ready.touch()

@@ -13,7 +13,7 @@ from torch.compiler._cache import CacheInfo
 
 from resforge.storage import JobDocument
 from tests.s3 import S3Server
-from tests.system_packages import CXX_COMPILER
+from tests.system_packages import CXX_COMPILER, PYTHON_HEADERS
 from tests.trainer.gang import DIGITS
 from tests.trainer.test_resume import small_spec
 from trainer.compiled import Artifacts
@@ -59,6 +59,7 @@ assert len(written[0]) == 1 and written[1] == written[0], "nothing new was made,
 
 
 @CXX_COMPILER.mark
+@PYTHON_HEADERS.mark
 def test_what_one_node_compiled_another_takes_up(s3: S3Server, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WORKER, str(tmp_path / "compiled"), s3.bucket, s3.endpoint],
